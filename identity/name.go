@@ -1,0 +1,102 @@
+package identity
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+
+	"sotto/internal/safetext"
+)
+
+// ErrName: a name that could not be typed, told apart or shown safely.
+var ErrName = errors.New("not usable as a name")
+
+// CleanName makes a claimed name safe to show and to type: NFC, no control, invisible or direction-changing characters,
+// single spaces, no leading dash, at most MaxName bytes. It may come out empty.
+func CleanName(s string) string {
+	if len(s) > 16*MaxName {
+		s = s[:16*MaxName]
+	}
+	s = norm.NFC.String(strings.ToValidUTF8(s, ""))
+	var out strings.Builder
+	marks := 0
+	for _, r := range s {
+		switch {
+		case unicode.IsSpace(r) || r == '\u2800': // braille blank looks like a space
+			r, marks = ' ', 0
+		case safetext.Hidden(r):
+			continue
+		case unicode.Is(unicode.M, r):
+			if marks++; marks > safetext.MaxMarks {
+				continue
+			}
+		default:
+			marks = 0
+		}
+		out.WriteRune(r)
+	}
+	return strings.TrimRight(cutUTF8(strings.TrimLeft(strings.Join(strings.Fields(out.String()), " "), "- "), MaxName), " ")
+}
+
+// cutUTF8 cuts to at most n bytes without splitting a character.
+func cutUTF8(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && !utf8.RuneStart(s[n]) {
+		n--
+	}
+	return s[:n]
+}
+
+// CheckName refuses a name that CleanName would change, so that a person sees why at once.
+func CheckName(s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("name is empty: %w", ErrName)
+	case len(s) > MaxName:
+		return fmt.Errorf("name has %d bytes, at most %d allowed: %w", len(s), MaxName, ErrName)
+	case CleanName(s) != norm.NFC.String(s):
+		return fmt.Errorf("name holds invisible characters, doubled spaces or a leading dash: %w", ErrName)
+	}
+	return nil
+}
+
+// Skeleton maps names that look alike to one string (after UTS 39): two names with equal skeletons deserve a warning.
+func Skeleton(s string) string {
+	var out strings.Builder
+	for _, r := range norm.NFKD.String(CleanName(s)) {
+		if unicode.Is(unicode.M, r) || unicode.IsSpace(r) || unicode.IsPunct(r) {
+			continue
+		}
+		r = unicode.ToLower(r)
+		if to, ok := lookAlike(r); ok {
+			out.WriteString(to)
+			continue
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
+}
+
+// lookAlike gives the Latin letter that a character is taken for: Cyrillic, Greek, Armenian and digits that resemble
+// Latin, plus pairs that do. Every group maps to one of its members, in lower case.
+func lookAlike(r rune) (string, bool) {
+	if i := strings.IndexRune(lookAlikeFrom, r); i >= 0 {
+		n := utf8.RuneCountInString(lookAlikeFrom[:i])
+		return string(lookAlikeTo[n]), true
+	}
+	if r == 'm' || r == 'м' {
+		return "rn", true
+	}
+	return "", false
+}
+
+const (
+	lookAlikeFrom = "аерсухѕіјһԁԛԝвкмнотьӏг" + "αβεικνορτυχγηω" + "օսոհց" + "ıłøđħŧ" + "01" + "i|ɩ" + "ɡɑßʏ"
+	lookAlikeTo   = "aepcyxsljhdqwbkmhotblr" + "abeiknoptuxynw" + "ounhg" + "lloodht" + "ol" + "lll" + "gaby"
+)
