@@ -1,0 +1,199 @@
+package session
+
+import (
+	"errors"
+	"fmt"
+
+	"sotto/internal/canon"
+)
+
+// stateVersion is the format of Marshal's bytes. They never leave the device (PROTOCOL A.4).
+const stateVersion uint8 = 1
+
+// ErrNewerState means that a newer program wrote the stored session.
+var ErrNewerState = errors.New("stored session was written by a newer program")
+
+// State flags.
+const (
+	stateInitiator uint8 = 1 << iota
+	stateDue             // a sending step is due; else a sending chain is live
+	stateReceiving       // a message was opened already
+	stateInitial         // the initial header still precedes messages
+)
+
+// Sizes of the parts of a marshalled state.
+const (
+	stateFixed     = 2 + 16 + 32 + 16 + 32 + 32 + 32 + 64
+	stateSending   = 8 + 64 + 32 + kemSeed + headerSize
+	stateStep      = 12 + ekSize
+	stateReceived  = 12 + 64 + 32
+	stateClosed    = 12 + 32 + 32
+	stateCountSize = 2
+)
+
+// Marshal returns the whole state, secrets included, as bytes for the caller's vault. It takes about a copy of 3 kB.
+func (s *Session) Marshal() []byte {
+	size := stateFixed + stateSending + stateReceived + stateCountSize + len(s.closed)*stateClosed + 4 + len(s.initial)
+	return s.Append(make([]byte, 0, size))
+}
+
+// Append appends the bytes of Marshal to dst.
+func (s *Session) Append(dst []byte) []byte {
+	w := appender(append(dst, stateVersion, s.stateFlags()))
+	w.raw(s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:])
+	if s.due != nil {
+		w.u32(s.due.chain, s.due.pn, s.due.floor)
+		w.raw(s.due.ek[:])
+	} else {
+		w.u32(s.send.chain, s.send.n)
+		w.raw(s.send.ck[:], s.send.hk[:], s.send.dh[:], s.send.kem[:], s.send.header[:])
+	}
+	if r := s.recv; r != nil {
+		w.u32(r.chain, r.n, r.skipped)
+		w.raw(r.ck[:], r.hk[:], r.dh[:])
+		w = append(w, byte(len(s.closed)>>8), byte(len(s.closed)))
+		for i := range s.closed {
+			c := &s.closed[i]
+			w.u32(c.chain, c.length, c.skipped)
+			w.raw(c.hk[:], c.dh[:])
+		}
+	}
+	if s.Initial() {
+		w = canon.AppendLP(w, s.initial)
+	}
+	return w
+}
+
+func (s *Session) stateFlags() uint8 {
+	var f uint8
+	if s.initiator {
+		f |= stateInitiator
+	}
+	if s.due != nil {
+		f |= stateDue
+	}
+	if s.recv != nil {
+		f |= stateReceiving
+	}
+	if s.Initial() {
+		f |= stateInitial
+	}
+	return f
+}
+
+// appender is a byte string that grows; canon.Writer would start one of its own.
+type appender []byte
+
+func (a *appender) raw(parts ...[]byte) {
+	for _, p := range parts {
+		*a = append(*a, p...)
+	}
+}
+
+func (a *appender) u32(values ...uint32) {
+	for _, v := range values {
+		*a = append(*a, byte(v>>24), byte(v>>16), byte(v>>8), byte(v))
+	}
+}
+
+// Unmarshal reads the bytes of Marshal and refuses what no session can be.
+func Unmarshal(b []byte) (*Session, error) {
+	r := canon.NewReader(b)
+	if v := r.U8(); r.Err() == nil && v != stateVersion {
+		if v > stateVersion {
+			return nil, fmt.Errorf("session state version %d: %w", v, ErrNewerState)
+		}
+		return nil, fmt.Errorf("session state version %d: %w", v, ErrDamagedState)
+	}
+	flags := r.U8()
+	s := &Session{initiator: flags&stateInitiator != 0}
+	for _, field := range [][]byte{s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:]} {
+		r.Copy(field)
+	}
+	if flags&stateDue != 0 {
+		s.due = readStep(r)
+	} else {
+		s.send = readSending(r)
+	}
+	if flags&stateReceiving != 0 {
+		s.recv = readReceiving(r)
+		s.closed = readClosed(r)
+	}
+	if flags&stateInitial != 0 {
+		s.initial = append([]byte(nil), r.LP(MaxInitial)...)
+	}
+	if err := r.Close(); err != nil {
+		return nil, fmt.Errorf("session state: %w: %w", ErrDamagedState, err)
+	}
+	if s.stateFlags() != flags || !s.plausible() {
+		return nil, fmt.Errorf("session state contradicts itself: %w", ErrDamagedState)
+	}
+	return s, nil
+}
+
+func readStep(r *canon.Reader) *step {
+	d := &step{chain: r.U32(), pn: r.U32(), floor: r.U32()}
+	r.Copy(d.ek[:])
+	return d
+}
+
+func readSending(r *canon.Reader) *sending {
+	c := &sending{chain: r.U32(), n: r.U32()}
+	for _, field := range [][]byte{c.ck[:], c.hk[:], c.dh[:], c.kem[:], c.header[:]} {
+		r.Copy(field)
+	}
+	return c
+}
+
+func readReceiving(r *canon.Reader) *receiving {
+	c := &receiving{chain: r.U32(), n: r.U32(), skipped: r.U32()}
+	for _, field := range [][]byte{c.ck[:], c.hk[:], c.dh[:]} {
+		r.Copy(field)
+	}
+	return c
+}
+
+func readClosed(r *canon.Reader) []closed {
+	n := int(r.U16())
+	if n*stateClosed > r.Len() {
+		r.Fail(canon.ErrShort)
+	}
+	if r.Err() != nil || n == 0 {
+		return nil
+	}
+	list := make([]closed, n)
+	for i := range list {
+		c := &list[i]
+		c.chain, c.length, c.skipped = r.U32(), r.U32(), r.U32()
+		r.Copy(c.hk[:])
+		r.Copy(c.dh[:])
+	}
+	return list
+}
+
+// plausible checks what holds in every session, so that a damaged state is refused here and not half-way in a step.
+func (s *Session) plausible() bool {
+	if s.recv == nil {
+		return s.initiator && s.Initial() && s.send != nil && s.send.chain == 0 && s.send.n <= MaxChain
+	}
+	if s.Initial() || s.recv.n == 0 || s.recv.n > MaxChain || s.recv.skipped >= s.recv.n || len(s.closed) > maxClosedTotal {
+		return false
+	}
+	// The turns: see Session.
+	next := s.recv.chain
+	if s.initiator {
+		next++
+	}
+	switch {
+	case s.due != nil && (s.due.chain != next || s.due.floor > MaxChain || s.due.pn > MaxChain):
+		return false
+	case s.send != nil && (s.send.chain != next || s.send.n > MaxChain):
+		return false
+	}
+	for i, c := range s.closed {
+		if c.chain >= s.recv.chain || c.length > MaxChain || c.skipped >= max(c.length, 1) || (i > 0 && c.chain <= s.closed[i-1].chain) {
+			return false
+		}
+	}
+	return s.SkippedTotal() <= MaxSkipped
+}
