@@ -70,33 +70,20 @@ func CheckName(s string) error {
 func Skeleton(s string) string {
 	var out strings.Builder
 	for _, r := range norm.NFKD.String(CleanName(s)) {
-		if unicode.Is(unicode.M, r) || unicode.IsSpace(r) || unicode.IsPunct(r) {
-			continue
+		if !unicode.Is(unicode.M, r) && !unicode.IsSpace(r) && !unicode.IsPunct(r) {
+			out.WriteRune(unicode.ToLower(r))
 		}
-		r = unicode.ToLower(r)
-		if to, ok := lookAlike(r); ok {
-			out.WriteString(to)
-			continue
-		}
-		out.WriteRune(r)
 	}
-	return out.String()
+	return lookAlikes.Replace(out.String())
 }
 
-// lookAlike gives the Latin letter that a character is taken for: Cyrillic, Greek, Armenian and digits that resemble
-// Latin, plus pairs that do. Every group maps to one of its members, in lower case.
-func lookAlike(r rune) (string, bool) {
-	if i := strings.IndexRune(lookAlikeFrom, r); i >= 0 {
-		n := utf8.RuneCountInString(lookAlikeFrom[:i])
-		return string(lookAlikeTo[n]), true
-	}
-	if r == 'm' || r == 'м' {
-		return "rn", true
-	}
-	return "", false
-}
-
-const (
-	lookAlikeFrom = "аерсухѕіјһԁԛԝвкмнотьӏг" + "αβεικνορτυχγηω" + "օսոհց" + "ıłøđħŧ" + "01" + "i|ɩ" + "ɡɑßʏ"
-	lookAlikeTo   = "aepcyxsljhdqwbkmhotblr" + "abeiknoptuxynw" + "ounhg" + "lloodht" + "ol" + "lll" + "gaby"
+// lookAlikes maps what is taken for a Latin letter to that letter, in lower case: Cyrillic, Greek, Armenian, IPA, digits,
+// letters with a stroke, and the one pair that reads as another letter.
+var lookAlikes = strings.NewReplacer(
+	"а", "a", "е", "e", "р", "p", "с", "c", "у", "y", "х", "x", "ѕ", "s", "і", "l", "ј", "j", "һ", "h", "ԁ", "d", "ԛ", "q",
+	"ԝ", "w", "в", "b", "к", "k", "м", "rn", "н", "h", "о", "o", "т", "t", "ь", "b", "ӏ", "l", "г", "r",
+	"α", "a", "β", "b", "ε", "e", "ι", "l", "κ", "k", "ν", "v", "ο", "o", "ρ", "p", "τ", "t", "υ", "u", "χ", "x", "γ", "y", "η", "n", "ω", "w",
+	"օ", "o", "ս", "u", "ո", "n", "հ", "h", "ց", "g",
+	"ı", "l", "ɩ", "l", "i", "l", "|", "l", "1", "l", "0", "o", "ɡ", "g", "ɑ", "a", "ʏ", "y", "ß", "b",
+	"ł", "l", "ø", "o", "đ", "d", "ħ", "h", "ŧ", "t", "m", "rn",
 )
