@@ -1,0 +1,29 @@
+package control
+
+import (
+	"context"
+	"reflect"
+
+	"github.com/creachadair/jrpc2"
+)
+
+// method is one row of the table: its name, what it does, and the Go types that the schema is made from.
+type method struct {
+	name, summary  string
+	params, result reflect.Type
+	run            func(ctx context.Context, r *jrpc2.Request) (any, error)
+}
+
+// call makes a row from a typed function. Unknown parameters are refused: an ignored one would be a wish not heard.
+func call[P, R any](name, summary string, fn func(context.Context, P) (R, error)) method {
+	return method{name: name, summary: summary, params: reflect.TypeFor[P](), result: reflect.TypeFor[R](),
+		run: func(ctx context.Context, r *jrpc2.Request) (any, error) {
+			var p P
+			if r.HasParams() {
+				if err := r.UnmarshalParams(jrpc2.StrictFields(&p)); err != nil {
+					return nil, jrpc2.Errorf(jrpc2.InvalidParams, "parameters of %s: %v", name, err)
+				}
+			}
+			return fn(ctx, p)
+		}}
+}
