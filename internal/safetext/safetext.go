@@ -138,7 +138,10 @@ func (w *writer) joins(r, next rune) bool {
 }
 
 func emojiLike(r rune) bool {
-	return r >= 0x1f000 && r <= 0x1faff || unicode.Is(unicode.So, r) || unicode.Is(unicode.Sk, r) && r > 0x1f000 || r == '\u203c' || r == '\u2049' || r == '↔' || unicode.Is(unicode.Sm, r) && r >= 0x2190
+	if r == utf8.RuneError {
+		return false // also what follows the last character
+	}
+	return r >= 0x1f000 && r <= 0x1faff || unicode.Is(unicode.So, r) || r >= 0x2190 && unicode.Is(unicode.Sm, r) || r == '‼' || r == '⁉'
 }
 
 func needsJoiner(r rune) bool {
@@ -157,7 +160,7 @@ func Hidden(r rune) bool {
 	case unicode.In(r, unicode.Cf, unicode.Co, unicode.Cs, unicode.Zl, unicode.Zp),
 		unicode.Is(unicode.Variation_Selector, r), unicode.Is(unicode.Other_Default_Ignorable_Code_Point, r):
 		return !prependedMark(r)
-	case r >= 0xfff0 && r <= 0xfff8, r >= 0xe0000 && r <= 0xe0fff, r&0xfffe == 0xfffe:
+	case r >= 0xfdd0 && r <= 0xfdef, r >= 0xfff0 && r <= 0xfff8, r >= 0xe0000 && r <= 0xe0fff, r&0xfffe == 0xfffe:
 		return true
 	}
 	return false
