@@ -1,0 +1,357 @@
+package messenger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"sotto/identity"
+	"sotto/record"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// States of an add that is under way.
+const (
+	addLooking = "looking" // the invite's record was not found yet
+	addFound   = "found"   // our hello is in the outbox
+)
+
+// addTimeout bounds one attempt to find an invite.
+const addTimeout = 20 * time.Second
+
+// Add follows an invite. It keeps the link first, so that it is tried again until it expires, then looks for the
+// inviter at once. What is written to the contact meanwhile waits in the outbox.
+func (m *Messenger) Add(ctx context.Context, req AddRequest) (AddResult, error) {
+	link, err := identity.ParseInvite(req.Link)
+	if err != nil {
+		return AddResult{}, &Error{Code: CodeBadInvite, Message: err.Error(), Remedy: "Copy the whole link again, from sotto:i/ to its end.", Err: err}
+	}
+	if link.Account == m.account.ID() {
+		return AddResult{}, refuse(CodeOwnInvite, "Send it to the person you want to meet.", "this is an invite of your own")
+	}
+	err = m.update(ctx, func(tx *store.Tx) error { return m.putAdd(tx, link, req) })
+	if err != nil {
+		return AddResult{}, err
+	}
+	if net, ok := m.network(); ok {
+		if err := m.follow(ctx, net, link.ID()); final(err) {
+			return AddResult{}, err
+		} else if err != nil {
+			m.log.Debug("invite not followed yet", "err", err)
+		}
+	}
+	poke(m.adds)
+	c, err := m.contactOf(ctx, link.Account)
+	return AddResult{Contact: c, State: c.State}, err
+}
+
+// contactOf is a contact by account; its name may have changed while it was met.
+func (m *Messenger) contactOf(ctx context.Context, acct identity.AccountID) (Contact, error) {
+	return m.Contact(ctx, acct.String())
+}
+
+// putAdd keeps the link and makes a pending contact.
+func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) error {
+	now := m.clock.Now()
+	c, err := tx.Contact([32]byte(link.Account))
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		c = store.Contact{
+			Account: link.Account, State: ContactPending, Verified: VerifiedNo, Created: now, Conv: convID(m.account.ID(), link.Account),
+		}
+		if c.Name, err = m.freeName(tx, req.Name, c.Account); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case c.State == ContactEstablished && c.Warning == "":
+		return refuse(CodeAlreadyContact, "Write to them: sotto send "+c.Name+" …", "%s is your contact already", c.Name)
+	case c.State == ContactBlocked:
+		return refuse(CodeBlocked, "Unblock first: sotto contacts unblock "+c.Name, "%s is blocked", c.Name)
+	}
+	if req.Name != "" {
+		if err := setName(tx, &c, req.Name); err != nil {
+			return err
+		}
+	}
+	if err := tx.PutContact(c); err != nil {
+		return err
+	}
+	row := store.PendingAdd{
+		ID: link.ID(), Account: link.Account, Secret: link.Secret, Name: req.Name, Created: now,
+		Expires: now.Add(m.limits.MaxInvite), State: addLooking, Hints: link.Hints,
+	}
+	if err := tx.PutPendingAdd(row); err != nil {
+		return err
+	}
+	return m.announceContact(tx, c.Account)
+}
+
+// final reports whether following an invite can never succeed.
+func final(err error) bool {
+	return isCode(err, CodeInviteUsed) || isCode(err, CodeInviteExpired) || isCode(err, CodeBadInvite)
+}
+
+// follow tries once to find the record of an invite and to queue our hello. One attempt runs at a time per invite.
+func (m *Messenger) follow(ctx context.Context, net Network, id [16]byte) error {
+	m.mu.Lock()
+	running := m.adding[id]
+	done := make(chan struct{})
+	if running == nil {
+		m.adding[id] = done
+	}
+	m.mu.Unlock()
+	if running != nil {
+		select {
+		case <-running:
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	}
+	defer func() {
+		m.mu.Lock()
+		delete(m.adding, id)
+		m.mu.Unlock()
+		close(done)
+	}()
+	var row store.PendingAdd
+	err := m.store.View(func(tx *store.Tx) (err error) {
+		row, err = tx.PendingAdd(id)
+		return err
+	})
+	if err != nil || row.State != addLooking {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, addTimeout)
+	defer cancel()
+	err = m.meetInviter(ctx, net, row)
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, m.store.Update(func(tx *store.Tx) error { return m.noteAdd(tx, id, err) }))
+}
+
+// noteAdd keeps why an attempt failed; one that can never succeed takes the pending contact with it.
+func (m *Messenger) noteAdd(tx *store.Tx, id [16]byte, why error) error {
+	row, err := tx.PendingAdd(id)
+	if err != nil {
+		return err
+	}
+	row.Attempts++
+	row.LastError = reason(why)
+	if !final(why) {
+		return tx.PutPendingAdd(row)
+	}
+	if err := tx.DeletePendingAdd(id); err != nil {
+		return err
+	}
+	c, err := tx.Contact(row.Account)
+	if err != nil {
+		return err
+	}
+	c.Warning = why.Error()
+	waiting, err := tx.CountOutgoing(c.Account)
+	if err != nil {
+		return err
+	}
+	if c.State == ContactPending && waiting == 0 && len(c.Card) == 0 {
+		return tx.DeleteContact(c.Account)
+	}
+	return m.putContact(tx, c)
+}
+
+// linkOf is the link that a pending add keeps.
+func linkOf(row store.PendingAdd) identity.Invite {
+	return identity.Invite{Account: row.Account, Secret: row.Secret}
+}
+
+func addReader(row store.PendingAdd) record.Reader {
+	return record.Reader{A: row.Account, S: record.Secret(linkOf(row).Discovery())}
+}
+
+// meetInviter fetches the bundle, verifies it against the account in the link and queues our hello.
+func (m *Messenger) meetInviter(ctx context.Context, net Network, row store.PendingAdd) error {
+	reader := addReader(row)
+	name, err := reader.Name(record.Fixed)
+	if err != nil {
+		return refuse(CodeBadInvite, "Ask for a new link.", "the invite names an impossible account")
+	}
+	value, err := net.Fetch(ctx, name, row.Hints)
+	if err != nil {
+		return fmt.Errorf("find the invite: %w", err)
+	}
+	plain, _, err := reader.Open(record.Fixed, value)
+	if err != nil {
+		return fmt.Errorf("open the invite's record: %w", err)
+	}
+	bundle, err := identity.ParseBundle(plain, row.Account, row.ID)
+	if errors.Is(err, identity.ErrWithdrawn) {
+		return &Error{Code: CodeInviteUsed, Message: "the invite was used already or taken back", Remedy: "Ask for a new one.", Err: err}
+	}
+	if err != nil {
+		return &Error{Code: CodeBadInvite, Message: err.Error(), Remedy: "Ask for a new one.", Err: err}
+	}
+	if err := bundle.CheckTime(m.now()); err != nil {
+		return &Error{Code: CodeInviteExpired, Message: err.Error(), Remedy: "Check this computer's clock; if it is right, ask for a new invite.", Err: err}
+	}
+	return m.store.Update(func(tx *store.Tx) error { return m.sayHello(tx, row, bundle) })
+}
+
+// sayHello makes the contact of a verified bundle and queues the first content of the first session.
+func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity.Bundle) error {
+	c, err := tx.Contact(row.Account)
+	if err != nil {
+		return err
+	}
+	self, err := tx.GetSelf()
+	if err != nil {
+		return err
+	}
+	card := bundle.Parsed
+	c.DeviceList, c.Devices = card.Devices.Bytes(), nil
+	for _, d := range card.Devices.Devices {
+		c.Devices = append(c.Devices, d.ID)
+	}
+	c.Card, c.RecordKey, c.Claimed = bundle.Card, bundle.RecordKey, identity.CleanName(bundle.Name)
+	c.Warning = ""
+	if row.Name == "" && c.State == ContactPending {
+		if c.Name, err = m.freeName(tx, c.Claimed, c.Account); err != nil {
+			return err
+		}
+	}
+	if c.State == ContactPending {
+		c.State = ContactInvited
+	}
+	if err := tx.PutContactSecret(c.Account, bundle.Discovery[:]); err != nil {
+		return err
+	}
+	if len(bundle.Reach) > 0 {
+		if err := m.takeReach(tx, &c, bundle.Reach); err != nil {
+			m.log.Info("reach in the invite refused", "err", err)
+		}
+	}
+	if err := m.archiveAll(tx, &c); err != nil {
+		return err
+	}
+	if _, _, err := m.beginSession(tx, &c, bundle.OneTime); err != nil {
+		return err
+	}
+	if err := m.queueHello(tx, &c, row, self.Name); err != nil {
+		return err
+	}
+	row.State = addFound
+	if err := tx.PutPendingAdd(row); err != nil {
+		return err
+	}
+	if err := m.putContact(tx, c); err != nil {
+		return err
+	}
+	return m.announceContact(tx, c.Account)
+}
+
+// queueHello puts the hello before whatever waits for the contact already.
+func (m *Messenger) queueHello(tx *store.Tx, c *store.Contact, row store.PendingAdd, name string) error {
+	earlier, err := tx.Outgoings(c.Account, 0)
+	if err != nil {
+		return err
+	}
+	hello := &wire.Hello{Name: name, Invite: row.ID, RecordKeys: ownRecordKeys(m.current().device)}
+	if err := m.queue(tx, c, &wire.Content{Kind: wire.KindHello, Hello: hello}, time.Time{}); err != nil {
+		return err
+	}
+	c.ToldRecord = hello.RecordKeys.Key
+	for _, out := range earlier {
+		if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
+			return err
+		}
+		if out.Hello {
+			continue // of an invite that did not work
+		}
+		out.Order, out.Item, out.AckKey = 0, nil, [32]byte{}
+		if err := tx.PutOutgoing(&out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inviteName is the name of the invite under which a contact was not met yet; zeros when there is none.
+func (m *Messenger) inviteName(c store.Contact) (name [32]byte, err error) {
+	if c.State != ContactInvited {
+		return name, nil
+	}
+	err = m.store.View(func(tx *store.Tx) error {
+		rows, err := tx.PendingAdds()
+		if err != nil {
+			return err
+		}
+		at := slices.IndexFunc(rows, func(row store.PendingAdd) bool { return row.Account == c.Account && row.State == addFound })
+		if at >= 0 {
+			name, err = addReader(rows[at]).Name(record.Fixed)
+		}
+		return err
+	})
+	return name, err
+}
+
+// endAdds forgets the links by which a contact was met.
+func endAdds(tx *store.Tx, acct [32]byte) error {
+	rows, err := tx.PendingAdds()
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if row.Account == acct {
+			if err := tx.DeletePendingAdd(row.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// runAdds follows pending invites again, at growing intervals, until they work or expire.
+func (m *Messenger) runAdds(ctx context.Context, net Network) error {
+	pause := m.limits.RetryMin
+	for {
+		looking := false
+		var rows []store.PendingAdd
+		err := m.store.View(func(tx *store.Tx) (err error) {
+			rows, err = tx.PendingAdds()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, row := range rows {
+			if row.State != addLooking {
+				continue
+			}
+			if m.clock.Now().After(row.Expires) {
+				err := m.store.Update(func(tx *store.Tx) error {
+					return m.noteAdd(tx, row.ID, refuse(CodeInviteExpired, "Ask for a new one.", "the invite was never found"))
+				})
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			if err := m.follow(ctx, net, row.ID); err != nil {
+				m.log.Debug("invite not followed yet", "err", err)
+				looking = looking || !final(err)
+			}
+		}
+		wait := time.Hour
+		if looking {
+			wait, pause = jitter(pause), min(2*pause, m.limits.RetryMax)
+		} else {
+			pause = m.limits.RetryMin
+		}
+		if err := m.waitOr(ctx, wait, m.adds); err != nil {
+			return nil
+		}
+	}
+}

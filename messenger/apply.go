@@ -1,0 +1,366 @@
+package messenger
+
+import (
+	"crypto/sha256"
+	"errors"
+	"slices"
+	"time"
+
+	"sotto/identity"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// take gives an opened content its meaning: first what rides on it, then what it says. The code answers the sender;
+// anything but OK still keeps the ratchet's step, because the position is used.
+func (m *Messenger) take(tx *store.Tx, op *opening) (wire.Code, error) {
+	if op.content == nil || op.content.Device != op.row.Device {
+		m.counters.malformed.Add(1)
+		return wire.CodeRefused, nil
+	}
+	c := &op.contact
+	if c.State == ContactBlocked {
+		return wire.CodeRefused, nil
+	}
+	c.LastSeen = m.clock.Now()
+	if err := m.takeRiders(tx, op); err != nil {
+		return 0, err
+	}
+	if c.State == ContactInvited && op.initial == nil { // their first words under our hello
+		c.State, c.Established = ContactEstablished, c.LastSeen
+		if err := m.announceContact(tx, c.Account); err != nil {
+			return 0, err
+		}
+	}
+	code := wire.CodeOK
+	var err error
+	if op.content.N > 0 && numbered(op.content.Kind) {
+		code, err = m.place(tx, c, op.content)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if op.initial != nil {
+		if err := m.welcome(tx, c); err != nil {
+			return 0, err
+		}
+	}
+	return code, m.putContact(tx, *c)
+}
+
+// takeRiders takes over news about the sender and receipts for what we sent. A rider that does not fit is left out:
+// the content it came with may be fine.
+func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
+	c, content := &op.contact, op.content
+	if len(content.Card) > 0 {
+		m.takeCard(c, content.Card)
+	}
+	if len(content.Reach) > 0 {
+		if err := m.takeReach(tx, c, content.Reach); err != nil {
+			m.log.Info("reach of a contact refused", "err", err)
+		}
+	}
+	if k := content.RecordKeys; k != nil {
+		c.RecordKey = k.Key
+		if err := tx.PutContactSecret(c.Account, k.Discovery[:]); err != nil {
+			return err
+		}
+	}
+	for _, r := range content.Receipts {
+		if err := m.takeReceipt(tx, *c, r); err != nil {
+			return err
+		}
+	}
+	if content.ReadUpTo > 0 {
+		return m.takeReadMark(tx, *c, content.ReadUpTo)
+	}
+	return nil
+}
+
+// takeCard replaces a contact's card by a newer one of the same account.
+func (m *Messenger) takeCard(c *store.Contact, raw []byte) {
+	card, err := identity.ParseCard(raw)
+	if err != nil || card.Account() != identity.AccountID(c.Account) {
+		m.log.Info("card of a contact refused", "err", err)
+		return
+	}
+	if held, err := identity.ParseCard(c.Card); err == nil && held.Core.Seq >= card.Core.Seq {
+		return
+	}
+	c.Card = slices.Clone(raw)
+}
+
+// takeReach replaces a contact's reach by a newer one, and lets its node key in.
+func (m *Messenger) takeReach(tx *store.Tx, c *store.Contact, signed []byte) error {
+	reach, err := openReach(*c, signed)
+	if err != nil || reach.Seq <= c.ReachSeq {
+		return err
+	}
+	c.Reach, c.ReachSeq, c.InnerKey = reach.Marshal(), reach.Seq, reach.InnerKey
+	return m.putContact(tx, *c)
+}
+
+// takeReceipt marks what the other side says it holds: everything up to a counter but the holes.
+func (m *Messenger) takeReceipt(tx *store.Tx, c store.Contact, r wire.Receipt) error {
+	if r.Device != [16]byte(m.current().device.ID()) {
+		return nil
+	}
+	rows, err := tx.Outgoings(c.Account, 0)
+	if err != nil {
+		return err
+	}
+	for _, out := range rows {
+		if out.Control {
+			continue
+		}
+		row, err := tx.Message(out.MsgID)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		held := row.N <= r.UpTo && !slices.ContainsFunc(r.Holes, func(h [2]uint64) bool { return h[0] <= row.N && row.N <= h[1] })
+		sum := sha256.Sum256(out.Item)
+		switch {
+		case held:
+			err = m.delivered(tx, out, "by receipt")
+		case slices.Contains(r.Lost, [16]byte(sum[:16])):
+			err = m.lost(tx, c, out)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// takeReadMark marks our delivered messages up to a counter as read.
+func (m *Messenger) takeReadMark(tx *store.Tx, c store.Contact, upTo uint64) error {
+	rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: 1000})
+	if err != nil {
+		return err
+	}
+	for _, row := range slices.Backward(rows) {
+		if !row.Out || row.N > upTo {
+			continue
+		}
+		if row.State == StateRead {
+			return nil
+		}
+		if row.State == StateDelivered {
+			if err := m.mark(tx, row.ID, StateRead, ""); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// place puts a numbered content where it belongs: next in its sender's order, into a gap that was declared, or among
+// those held until the ones before them come (reliability 3).
+func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content) (wire.Code, error) {
+	if known, err := tx.HasMessage(content.ID); err != nil || known {
+		m.counters.duplicates.Add(1)
+		return wire.CodeOK, err
+	}
+	conv, err := m.conversation(tx, *c)
+	if err != nil {
+		return 0, err
+	}
+	recv := conv.Recv[content.Device]
+	row := m.received(*c, content)
+	switch {
+	case content.N == recv.N+1:
+		if recv.N > 0 && content.Prev != recv.Hash {
+			row.Why = "does not follow the message before it"
+			m.counters.conflicts.Add(1)
+		}
+		err = m.showNext(tx, c, &conv, &recv, row, content.Hash())
+	case content.N > recv.N+1:
+		if len(recv.Held) >= m.limits.MaxHeld {
+			return wire.CodeLater, wire.ErrLater
+		}
+		if slices.ContainsFunc(recv.Held, func(h store.Held) bool { return h.N == row.N }) {
+			m.counters.conflicts.Add(1)
+			return wire.CodeRefused, nil
+		}
+		err = m.hold(tx, &recv, row)
+	case fillHole(&recv, content.N):
+		row.Late = true
+		err = m.show(tx, c, &conv, row)
+	default: // a second content under a number that is taken
+		m.counters.conflicts.Add(1)
+		return wire.CodeRefused, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if conv.Recv == nil {
+		conv.Recv = map[[16]byte]store.Received{}
+	}
+	conv.Recv[content.Device] = recv
+	return wire.CodeOK, tx.PutConversation(conv)
+}
+
+// received is the row of a content that came in; Order and Event are given when it is shown.
+func (m *Messenger) received(c store.Contact, content *wire.Content) store.Message {
+	return store.Message{
+		ID: content.ID, Conv: c.Conv, Order: content.Clock, From: c.Account, Device: content.Device, N: content.N,
+		SentAt: sentAt(content.SentAt), At: m.clock.Now(), Kind: uint32(content.Kind), Text: content.Text, Raw: content.Raw,
+		State: StateDelivered, ReplyTo: content.ReplyTo, Hash: content.Hash(), Prev: content.Prev,
+	}
+}
+
+// sentAt keeps an author's claim within the years that can be written down.
+func sentAt(ms int64) time.Time {
+	const last = 253402300799000 // the end of the year 9999
+	return time.UnixMilli(min(max(ms, 0), last)).UTC()
+}
+
+// showNext shows the next row of a sender and those that waited for it.
+func (m *Messenger) showNext(tx *store.Tx, c *store.Contact, conv *store.Conversation, recv *store.Received, row store.Message, hash [32]byte) error {
+	row.Order = m.order(*conv, *recv, row.Order)
+	if err := m.show(tx, c, conv, row); err != nil {
+		return err
+	}
+	recv.N, recv.Hash, recv.Order = row.N, hash, row.Order
+	for len(recv.Held) > 0 && recv.Held[0].N == recv.N+1 {
+		if err := m.release(tx, c, conv, recv); err != nil {
+			return err
+		}
+	}
+	if len(recv.Held) == 0 {
+		recv.Since = time.Time{}
+	}
+	return nil
+}
+
+// order places a row among all: by the sender's hybrid clock, after the sender's row before it, and not far in the
+// future whatever the sender's clock says.
+func (m *Messenger) order(conv store.Conversation, recv store.Received, clock uint64) uint64 {
+	if limit := tick(0, m.clock.Now().Add(24*time.Hour)); clock > limit {
+		clock = tick(conv.Clock, m.clock.Now())
+	}
+	return max(clock, recv.Order+1)
+}
+
+// release shows the first of the held rows.
+func (m *Messenger) release(tx *store.Tx, c *store.Contact, conv *store.Conversation, recv *store.Received) error {
+	row, err := tx.Message(recv.Held[0].ID)
+	if err != nil {
+		return err
+	}
+	recv.Held = recv.Held[1:]
+	if row.N == recv.N+1 && recv.N > 0 && row.Prev != recv.Hash {
+		row.Why = "does not follow the message before it"
+		m.counters.conflicts.Add(1)
+	}
+	row.Held = false
+	row.Order = m.order(*conv, *recv, row.Order)
+	recv.N, recv.Hash, recv.Order = row.N, row.Hash, row.Order
+	return m.show(tx, c, conv, row)
+}
+
+// show makes a row visible: an event, an unread count, the conversation's clock.
+func (m *Messenger) show(tx *store.Tx, c *store.Contact, conv *store.Conversation, row store.Message) error {
+	seq, err := m.announce(tx, EventMessage, event{Message: row.ID})
+	if err != nil {
+		return err
+	}
+	row.Event = seq
+	if err := tx.PutMessage(&row); err != nil {
+		return err
+	}
+	conv.Clock = max(conv.Clock, row.Order)
+	conv.Unread++
+	return tx.AddTrace(row.ID, m.clock.Now(), "received", "")
+}
+
+// hold stores a row that may not be shown yet.
+func (m *Messenger) hold(tx *store.Tx, recv *store.Received, row store.Message) error {
+	at, _ := slices.BinarySearchFunc(recv.Held, row.N, func(h store.Held, n uint64) int {
+		return int(int64(h.N - n))
+	})
+	recv.Held = slices.Insert(recv.Held, at, store.Held{N: row.N, ID: row.ID})
+	if recv.Since.IsZero() {
+		recv.Since = m.clock.Now()
+	}
+	row.Held = true
+	tx.AfterCommit(func() { poke(m.gaps) })
+	return tx.PutMessage(&row)
+}
+
+// fillHole takes a number out of the declared gaps, and reports whether it was in one.
+func fillHole(recv *store.Received, n uint64) bool {
+	for i, h := range recv.Holes {
+		if n < h[0] || n > h[1] {
+			continue
+		}
+		var rest [][2]uint64
+		if h[0] < n {
+			rest = append(rest, [2]uint64{h[0], n - 1})
+		}
+		if n < h[1] {
+			rest = append(rest, [2]uint64{n + 1, h[1]})
+		}
+		recv.Holes = slices.Replace(recv.Holes, i, i+1, rest...)
+		return true
+	}
+	return false
+}
+
+// declareGaps gives up waiting where GapWait is over: the held rows are shown and the first says how many are missing.
+func (m *Messenger) declareGaps(tx *store.Tx, id [16]byte, now time.Time) error {
+	conv, err := tx.Conversation(id)
+	if err != nil {
+		return err
+	}
+	c, err := tx.Contact(conv.Account)
+	if err != nil {
+		return err
+	}
+	for device, recv := range conv.Recv {
+		if len(recv.Held) == 0 || recv.Since.Add(m.limits.GapWait).After(now) {
+			continue
+		}
+		for len(recv.Held) > 0 {
+			if first := recv.Held[0]; first.N > recv.N+1 {
+				if err := m.declareGap(tx, &recv, first); err != nil {
+					return err
+				}
+			}
+			if err := m.release(tx, &c, &conv, &recv); err != nil {
+				return err
+			}
+		}
+		recv.Since = time.Time{}
+		conv.Recv[device] = recv
+	}
+	return tx.PutConversation(conv)
+}
+
+// maxHoles bounds how many gaps of one device are remembered for filling; the oldest are given up.
+const maxHoles = 1000
+
+func (m *Messenger) declareGap(tx *store.Tx, recv *store.Received, first store.Held) error {
+	recv.Holes = append(recv.Holes, [2]uint64{recv.N + 1, first.N - 1})
+	recv.Holes = recv.Holes[max(0, len(recv.Holes)-maxHoles):]
+	row, err := tx.Message(first.ID)
+	if err != nil {
+		return err
+	}
+	row.Gap = first.N - 1 - recv.N
+	recv.N = first.N - 1
+	recv.Hash = row.Prev
+	m.counters.gaps.Add(1)
+	return tx.PutMessage(&row)
+}
+
+// poke leaves a token for a loop that waits on the channel.
+func poke(kick chan struct{}) {
+	select {
+	case kick <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,388 @@
+package messenger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"sotto/identity"
+	"sotto/record"
+	"sotto/session"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// How long one step of a delivery may take; the network has shorter limits of its own inside.
+const (
+	touchTimeout = 15 * time.Second
+	findTimeout  = 10 * time.Second
+	knockTimeout = 20 * time.Second
+)
+
+// result is what a delivery came to.
+type result struct {
+	progress bool          // somebody answered
+	complete bool          // nothing of the batch is left to be tried
+	after    time.Duration // the receiver asked for this pause
+	err      error         // the store failed: nothing can go on
+}
+
+// delivery carries one batch to one recipient.
+type delivery struct {
+	m       *Messenger
+	net     Network
+	contact store.Contact
+	left    []store.Outgoing // not answered yet, in order
+	result
+}
+
+// deliver is the whole delivery policy: direct; if the device is not where we believe, look where it says it is and try
+// once more; then knock at its front door. What is left waits for the next try.
+func (m *Messenger) deliver(ctx context.Context, net Network, acct identity.AccountID, batch []store.Outgoing) result {
+	d := &delivery{m: m, net: net, left: batch}
+	err := m.store.View(func(tx *store.Tx) (err error) {
+		d.contact, err = tx.Contact(acct)
+		return err
+	})
+	if err != nil {
+		return result{err: err}
+	}
+	reach, err := contactReach(d.contact)
+	if err != nil {
+		reach = wire.Reach{}
+	}
+	met := d.contact.State == ContactEstablished
+	if met {
+		d.direct(ctx, reach)
+	}
+	if d.open() {
+		if newer, ok := m.locate(ctx, net, d.contact); ok && newer.Seq > reach.Seq {
+			reach = newer
+			if met {
+				d.direct(ctx, reach)
+			}
+		}
+	}
+	if d.open() {
+		d.knock(ctx, reach)
+	}
+	d.complete = len(d.left) == 0
+	return d.result
+}
+
+// open reports whether something is left that another way might deliver.
+func (d *delivery) open() bool { return d.err == nil && len(d.left) > 0 && d.after == 0 }
+
+// direct offers what is left over the inner host's stream.
+func (d *delivery) direct(ctx context.Context, reach wire.Reach) {
+	if len(reach.Inner) == 0 {
+		return
+	}
+	batch := d.left
+	items := make([][]byte, len(batch))
+	for i, out := range batch {
+		items[i] = out.Item
+	}
+	answers := make(chan answered, len(batch))
+	settled := make(chan struct{})
+	go func() { defer close(settled); d.settleAll(answers, batch) }()
+	err := d.net.Send(ctx, reach, items, func(i int, a wire.Answer) { answers <- answered{i, a} })
+	close(answers)
+	<-settled
+	if err != nil && ctx.Err() == nil {
+		d.note("dialled, "+reason(err), d.left)
+	}
+}
+
+// answered is one answer of a batch.
+type answered struct {
+	i int
+	a wire.Answer
+}
+
+// settleAll commits answers as they come, as many at once as are there.
+func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
+	gone := make([]bool, len(batch))
+	for first := range answers {
+		group := []answered{first}
+		for more := true; more; {
+			select {
+			case next, ok := <-answers:
+				if more = ok; ok {
+					group = append(group, next)
+				}
+			default:
+				more = false
+			}
+		}
+		d.progress = true
+		if d.err == nil {
+			d.err = d.m.store.Update(func(tx *store.Tx) error { return d.settle(tx, group, batch, gone, "directly") })
+		}
+	}
+	d.left = nil
+	for i, out := range batch {
+		if !gone[i] {
+			d.left = append(d.left, out)
+		}
+	}
+}
+
+// settle applies answers. It must bear being run twice.
+func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing, gone []bool, how string) error {
+	for _, g := range group {
+		if g.i < 0 || g.i >= len(batch) {
+			continue
+		}
+		out := batch[g.i]
+		done := true
+		var err error
+		switch {
+		case g.a.Code == wire.CodeOK && session.VerifyAck(out.AckKey, out.Item, g.a.Ack):
+			err = d.m.delivered(tx, out, how)
+		case g.a.Code == wire.CodeOK:
+			d.m.counters.badAcks.Add(1)
+			done = false
+		case g.a.Code == wire.CodeLost:
+			done = false
+			err = d.m.lost(tx, d.contact, out)
+		case g.a.Code == wire.CodeLater, g.a.Code == wire.CodeOverloaded:
+			done = false
+			d.after = max(d.after, time.Duration(g.a.RetryAfter)*time.Second, d.m.limits.RetryMin)
+		default:
+			err = d.m.refused(tx, d.contact, out, g.a.Code)
+		}
+		if err != nil {
+			return err
+		}
+		gone[g.i] = done
+	}
+	return nil
+}
+
+// delivered takes note that the recipient's node holds the message.
+func (m *Messenger) delivered(tx *store.Tx, out store.Outgoing, how string) error {
+	if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
+		return err
+	}
+	if out.Hello {
+		if err := m.established(tx, out.Account); err != nil {
+			return err
+		}
+	}
+	if out.Control {
+		return nil
+	}
+	return m.mark(tx, out.MsgID, StateDelivered, how)
+}
+
+// lost prepares an entry to be encrypted anew under the same message id: at the same session once, then in a new one,
+// which may begin only once in ResetEvery (PROTOCOL 8.9).
+func (m *Messenger) lost(tx *store.Tx, c store.Contact, out store.Outgoing) error {
+	current, err := tx.Outgoing(out.Account, out.Order)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	current.Lost++
+	current.Item, current.AckKey = nil, [32]byte{}
+	m.counters.lost.Add(1)
+	if current.Lost > 1 && m.clock.Now().Sub(c.Reset) >= m.limits.ResetEvery {
+		fresh, err := tx.Contact(c.Account)
+		if err != nil {
+			return err
+		}
+		if err := m.reset(tx, &fresh, "the other side cannot open our messages"); err != nil {
+			return err
+		}
+	}
+	if !current.Control {
+		if err := tx.AddTrace(current.MsgID, m.clock.Now(), "encrypted anew", "the other side could not open it"); err != nil {
+			return err
+		}
+	}
+	return tx.PutOutgoing(&current)
+}
+
+// refused ends an entry that the receiver will never take.
+func (m *Messenger) refused(tx *store.Tx, c store.Contact, out store.Outgoing, code wire.Code) error {
+	why := "refused by the other side: " + code.String()
+	if out.Hello {
+		why = "the invite was used already, has expired or was revoked: ask for a new one"
+		fresh, err := tx.Contact(c.Account)
+		if err != nil {
+			return err
+		}
+		fresh.Warning = why
+		if err := m.putContact(tx, fresh); err != nil {
+			return err
+		}
+	}
+	return m.giveUp(tx, c, out, StateFailed, why)
+}
+
+// knock hands over what is left in sealed envelopes at the front host. It also lets a contact in that does not know our
+// new node key yet, and it is the only way while one side has not met the other.
+func (d *delivery) knock(ctx context.Context, reach wire.Reach) {
+	if len(reach.Front) == 0 {
+		return
+	}
+	card, err := identity.ParseCard(d.contact.Card)
+	if err != nil {
+		return
+	}
+	name, err := d.m.inviteName(d.contact)
+	if err != nil {
+		d.err = err
+		return
+	}
+	for d.open() {
+		n, items := envelopeful(d.left)
+		env, err := session.SealEnvelope(card.Core.Seal, items)
+		if err != nil {
+			d.err = fmt.Errorf("seal an envelope: %w", err)
+			return
+		}
+		kctx, cancel := context.WithTimeout(ctx, knockTimeout)
+		answer, err := d.net.Knock(kctx, reach, name, env)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil {
+				d.note("knocked, "+reason(err), d.left)
+			}
+			return
+		}
+		d.knocked(answer, n)
+	}
+}
+
+// knocked settles the first n of what is left with a knock's answer.
+func (d *delivery) knocked(answer wire.KnockAnswer, n int) {
+	batch, gone := d.left[:n], make([]bool, n)
+	group := make([]answered, n)
+	for i := range group {
+		group[i] = answered{i, wire.Answer{Code: answer.Code, RetryAfter: answer.RetryAfter}}
+		if answer.Code == wire.CodeOK && i < len(answer.Acks) {
+			group[i].a.Ack = answer.Acks[i]
+		}
+	}
+	d.progress = true
+	d.err = d.m.store.Update(func(tx *store.Tx) error { return d.settle(tx, group, batch, gone, "at the front door") })
+	var left []store.Outgoing
+	for i, out := range batch {
+		if !gone[i] {
+			left = append(left, out)
+		}
+	}
+	if len(left) > 0 && d.after == 0 {
+		d.after = d.m.limits.RetryMin
+	}
+	d.left = append(left, d.left[n:]...)
+}
+
+// envelopeful takes as many entries as fit one envelope.
+func envelopeful(list []store.Outgoing) (n int, items [][]byte) {
+	for n < len(list) && n < wire.MaxAcks {
+		items = append(items, list[n].Item)
+		if _, err := session.EnvelopeSize(items); err != nil && n > 0 {
+			return n, items[:n]
+		}
+		n++
+	}
+	return n, items
+}
+
+// note adds a line to the traces of entries that people can ask about.
+func (d *delivery) note(what string, rows []store.Outgoing) {
+	if d.err != nil {
+		return
+	}
+	d.err = d.m.store.Update(func(tx *store.Tx) error {
+		for _, out := range rows {
+			if out.Control {
+				continue
+			}
+			steps, err := tx.Trace(out.MsgID)
+			if err != nil {
+				return err
+			}
+			if n := len(steps); n > 0 && steps[n-1].What == what || n >= maxSteps {
+				continue // a friend who is away for weeks must not fill the disk
+			}
+			if err := tx.AddTrace(out.MsgID, d.m.clock.Now(), what, ""); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// maxSteps bounds a message's trace.
+const maxSteps = 100
+
+// reason is a network failure in a person's words.
+func reason(err error) string {
+	switch {
+	case errors.Is(err, wire.ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+		return "no answer"
+	case errors.Is(err, wire.ErrOverloaded):
+		return "asked to come back later"
+	case errors.Is(err, wire.ErrRefused):
+		return "not let in"
+	case errors.Is(err, wire.ErrNotFound):
+		return "nobody there"
+	default:
+		return "failed"
+	}
+}
+
+// locate asks the DHT where a contact's device is and keeps what is newer than what we hold.
+func (m *Messenger) locate(ctx context.Context, net Network, c store.Contact) (wire.Reach, bool) {
+	var secret []byte
+	err := m.store.View(func(tx *store.Tx) (err error) {
+		secret, err = tx.ContactSecret(c.Account)
+		return err
+	})
+	if err != nil || len(secret) != 32 {
+		return wire.Reach{}, false
+	}
+	reader := record.Reader{A: c.RecordKey, S: record.Secret(secret)}
+	today := record.Epoch(reader.S, m.now())
+	for _, epoch := range []uint64{today, today + 1, today - 1} {
+		reach, signed, err := m.findReach(ctx, net, reader, epoch, c)
+		if err != nil {
+			continue
+		}
+		err = m.store.Update(func(tx *store.Tx) error {
+			fresh, err := tx.Contact(c.Account)
+			if err != nil {
+				return err
+			}
+			return m.takeReach(tx, &fresh, signed)
+		})
+		return reach, err == nil
+	}
+	return wire.Reach{}, false
+}
+
+func (m *Messenger) findReach(ctx context.Context, net Network, reader record.Reader, epoch uint64, c store.Contact) (wire.Reach, []byte, error) {
+	name, err := reader.Name(epoch)
+	if err != nil {
+		return wire.Reach{}, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, findTimeout)
+	defer cancel()
+	value, err := net.Find(ctx, name)
+	if err != nil {
+		return wire.Reach{}, nil, err
+	}
+	signed, _, err := reader.Open(epoch, value)
+	if err != nil {
+		return wire.Reach{}, nil, err
+	}
+	reach, err := openReach(c, signed)
+	return reach, signed, err
+}

@@ -1,0 +1,287 @@
+package messenger
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sotto/identity"
+	"sotto/store"
+)
+
+// outbox decides when each recipient's queue is worked on. The queue itself is in the store; here is only who was woken.
+// There is one worker per recipient, so that one's order holds and one slow recipient never holds up another.
+type outbox struct {
+	mu     sync.Mutex // guards woken
+	woken  map[identity.AccountID]bool
+	signal chan struct{} // holds a token while somebody is woken
+}
+
+func newOutbox() *outbox {
+	return &outbox{woken: map[identity.AccountID]bool{}, signal: make(chan struct{}, 1)}
+}
+
+// kick wakes a recipient's worker. Life means that the recipient showed itself, which ends any pause.
+func (o *outbox) kick(acct identity.AccountID, life bool) {
+	o.mu.Lock()
+	o.woken[acct] = o.woken[acct] || life
+	o.mu.Unlock()
+	select {
+	case o.signal <- struct{}{}:
+	default:
+	}
+}
+
+// take returns who was woken since the last call.
+func (o *outbox) take() map[identity.AccountID]bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	woken := o.woken
+	o.woken = map[identity.AccountID]bool{}
+	return woken
+}
+
+// Up takes note that the peer with that inner key is connected: what waits for it can go now.
+func (m *Messenger) Up(inner [32]byte) {
+	m.mu.Lock()
+	acct, known := m.inner[inner]
+	m.mu.Unlock()
+	if known {
+		m.outbox.kick(acct, true)
+	}
+}
+
+// runOutbox starts a worker for each recipient with something waiting and passes wakes on to it.
+func (m *Messenger) runOutbox(ctx context.Context, net Network) error {
+	var waiting [][32]byte
+	err := m.store.View(func(tx *store.Tx) (err error) {
+		waiting, err = tx.OutgoingAccounts()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for _, acct := range waiting {
+		m.outbox.kick(acct, false)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	workers := map[identity.AccountID]chan bool{}
+	done := make(chan identity.AccountID)
+	start := func(acct identity.AccountID) {
+		wake := make(chan bool, 1)
+		workers[acct] = wake
+		g.Go(func() error {
+			err := m.work(ctx, net, acct, wake)
+			select {
+			case done <- acct:
+			case <-ctx.Done():
+			}
+			return err
+		})
+	}
+	for {
+		select {
+		case <-m.outbox.signal:
+			for acct, life := range m.outbox.take() {
+				if wake, ok := workers[acct]; ok {
+					push(wake, life)
+				} else {
+					start(acct)
+				}
+			}
+		case acct := <-done:
+			wake := workers[acct]
+			delete(workers, acct)
+			if len(wake) > 0 { // woken between its last look and its end
+				start(acct)
+			}
+		case <-ctx.Done():
+			return g.Wait()
+		}
+	}
+}
+
+// push leaves a wake; of several, one with life wins.
+func push(wake chan bool, life bool) {
+	select {
+	case wake <- life:
+	case earlier := <-wake:
+		wake <- life || earlier
+	}
+}
+
+// work empties one recipient's queue and pauses between tries that fail: RetryMin, doubled up to RetryMax, with jitter.
+func (m *Messenger) work(ctx context.Context, net Network, acct identity.AccountID, wake <-chan bool) error {
+	pause := m.limits.RetryMin
+	for ctx.Err() == nil {
+		batch, err := m.ready(acct)
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		res := m.deliver(ctx, net, acct, batch)
+		if res.err != nil {
+			return res.err
+		}
+		if res.progress {
+			pause = m.limits.RetryMin
+		}
+		if res.complete {
+			continue
+		}
+		life, err := m.rest(ctx, max(jitter(pause), res.after), wake)
+		if err != nil {
+			return nil
+		}
+		pause = min(2*pause, m.limits.RetryMax)
+		if life {
+			pause = m.limits.RetryMin
+		}
+	}
+	return nil
+}
+
+// rest waits out a pause. A sign of life ends it at once; a new message ends it after RetryMin, so that someone who
+// types to an absent friend tries now and then, not with every line.
+func (m *Messenger) rest(ctx context.Context, pause time.Duration, wake <-chan bool) (life bool, err error) {
+	begun := m.clock.Now()
+	for {
+		waited, cancel := context.WithCancel(ctx)
+		over := make(chan error, 1)
+		left := pause - m.clock.Now().Sub(begun)
+		go func() { over <- m.clock.Wait(waited, left) }()
+		select {
+		case life := <-wake:
+			cancel()
+			<-over
+			if life {
+				return true, ctx.Err()
+			}
+			pause = min(pause, m.limits.RetryMin)
+		case err := <-over:
+			cancel()
+			return false, err
+		}
+		if m.clock.Now().Sub(begun) >= pause {
+			return false, ctx.Err()
+		}
+	}
+}
+
+// jitter spreads retries by a fifth either way.
+func jitter(d time.Duration) time.Duration {
+	return d - d/5 + rand.N(2*d/5+1)
+}
+
+// ready returns the next entries for a recipient in their order: expired ones are told and gone, unsealed ones sealed.
+// Entries that cannot be sealed yet are left out.
+func (m *Messenger) ready(acct identity.AccountID) ([]store.Outgoing, error) {
+	var batch []store.Outgoing
+	tidy := false
+	now := m.clock.Now()
+	err := m.store.View(func(tx *store.Tx) error {
+		rows, err := tx.Outgoings(acct, m.limits.Window)
+		batch = rows
+		for _, out := range rows {
+			tidy = tidy || len(out.Item) == 0 || expired(out, now)
+		}
+		return err
+	})
+	if err != nil || !tidy {
+		return batch, err
+	}
+	return batch, m.store.Update(func(tx *store.Tx) error {
+		batch = nil
+		rows, err := tx.Outgoings(acct, m.limits.Window)
+		if err != nil {
+			return err
+		}
+		c, err := tx.Contact(acct)
+		if err != nil {
+			return err
+		}
+		for _, out := range rows {
+			if expired(out, now) {
+				if err := m.giveUp(tx, c, out, StateExpired, "not delivered in time"); err != nil {
+					return err
+				}
+				continue
+			}
+			if len(out.Item) == 0 {
+				if err := m.sealAnew(tx, &c, &out); err != nil {
+					return err
+				}
+			}
+			if len(out.Item) > 0 {
+				batch = append(batch, out)
+			}
+		}
+		return tx.PutContact(c)
+	})
+}
+
+func expired(out store.Outgoing, now time.Time) bool {
+	return !out.Expires.IsZero() && now.After(out.Expires)
+}
+
+// sealAnew seals an entry that has no item: it waited for a session, or the receiver said that it cannot open the last.
+func (m *Messenger) sealAnew(tx *store.Tx, c *store.Contact, out *store.Outgoing) error {
+	raw := out.Payload
+	if raw == nil {
+		row, err := tx.Message(out.MsgID)
+		if err != nil {
+			return err
+		}
+		raw = row.Raw
+	}
+	if err := m.seal(tx, c, out, raw); err != nil || len(out.Item) == 0 {
+		return err
+	}
+	return tx.PutOutgoing(out)
+}
+
+// giveUp takes an entry out of the outbox and tells why.
+func (m *Messenger) giveUp(tx *store.Tx, c store.Contact, out store.Outgoing, state, why string) error {
+	if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
+		return err
+	}
+	if len(out.Item) > 0 { // its key will never be asked for: the receiver may drop it
+		c.Voids = append(c.Voids, store.Void{Session: out.Session, Chain: out.Chain, From: out.N, To: out.N})
+		if err := tx.PutContact(c); err != nil {
+			return err
+		}
+	}
+	if out.Control {
+		return nil
+	}
+	return m.mark(tx, out.MsgID, state, why)
+}
+
+// mark moves a message's state forward, notes it in the trace and announces it.
+func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
+	row, err := tx.Message(id)
+	if err != nil {
+		return err
+	}
+	if !forward(row.State, state) {
+		return nil
+	}
+	row.State, row.Why, row.Changed = state, why, m.clock.Now()
+	if err := tx.PutMessage(&row); err != nil {
+		return err
+	}
+	if err := tx.AddTrace(id, row.Changed, state, why); err != nil {
+		return err
+	}
+	_, err = m.announce(tx, EventReceipt, event{Message: id, State: state})
+	return err
+}
+
+// forward reports whether a state may follow another (reliability invariant I9): late delivery turns an expired or
+// failed mark around, nothing else goes back.
+func forward(from, to string) bool {
+	rank := map[string]int{StateQueued: 0, StateHeld: 1, StateExpired: 2, StateFailed: 2, StateCancelled: 2, StateDelivered: 3, StateRead: 4}
+	return rank[to] > rank[from]
+}

@@ -1,0 +1,362 @@
+package messenger
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"sotto/identity"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// settingReadMarks is 1 when the other side is told what was read; off unless the person turns it on.
+const settingReadMarks = "read-marks"
+
+// defaultPage is how many messages are shown unless more are asked for.
+const defaultPage = 20
+
+// findMessage finds by id or by a unique beginning of it.
+func (m *Messenger) findMessage(tx *store.Tx, id string) (store.Message, error) {
+	digits := strings.TrimPrefix(strings.ToLower(strings.TrimSpace(id)), "m")
+	missing := refuse(CodeMessageNotFound, "See the ids: sotto read NAME --json", "there is no message %q", id)
+	if digits == "" || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
+		return store.Message{}, missing
+	}
+	rows, err := tx.MessagesByPrefix(digits, 2)
+	if err != nil {
+		return store.Message{}, err
+	}
+	rows = slices.DeleteFunc(rows, func(row store.Message) bool { return row.Held })
+	switch len(rows) {
+	case 0:
+		return store.Message{}, missing
+	case 1:
+		return rows[0], nil
+	}
+	return store.Message{}, refuse(CodeAmbiguous, "Type more of it.", "%q fits several messages", id)
+}
+
+// Message returns one message.
+func (m *Messenger) Message(ctx context.Context, id string) (Message, error) {
+	var out Message
+	err := m.store.View(func(tx *store.Tx) error {
+		row, err := m.findMessage(tx, id)
+		if err != nil {
+			return err
+		}
+		out, err = m.messageView(tx, row.ID)
+		return err
+	})
+	return out, err
+}
+
+// Messages returns the newest messages of a conversation, oldest first, and marks them read unless Peek.
+func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) ([]Message, error) {
+	var out []Message
+	var c store.Contact
+	unread := 0
+	err := m.store.View(func(tx *store.Tx) error {
+		var err error
+		if c, err = m.findContact(tx, conv); err != nil {
+			return err
+		}
+		talk, err := m.conversation(tx, c)
+		if err != nil {
+			return err
+		}
+		unread = talk.Unread
+		limit := q.Limit
+		if limit <= 0 {
+			limit = max(defaultPage, unread)
+		}
+		out, err = m.page(tx, c, limit, q.Since)
+		return err
+	})
+	if err != nil || q.Peek || unread == 0 {
+		return out, err
+	}
+	return out, m.markRead(ctx, c.Account)
+}
+
+// page collects shown rows; held ones are passed over.
+func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) ([]Message, error) {
+	var out []Message
+	before := uint64(0)
+	for len(out) < limit {
+		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: limit, Before: before, Since: since})
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range slices.Backward(rows) {
+			if !row.Held && len(out) < limit {
+				out = append(out, viewMessage(row, c))
+			}
+		}
+		if len(rows) < limit {
+			break
+		}
+		before = rows[0].Order
+	}
+	slices.Reverse(out)
+	return out, nil
+}
+
+// markRead sets the unread count to nothing and, if the person wants that, tells the other side.
+func (m *Messenger) markRead(ctx context.Context, acct [32]byte) error {
+	return m.update(ctx, func(tx *store.Tx) error {
+		c, err := tx.Contact(acct)
+		if err != nil {
+			return err
+		}
+		conv, err := tx.Conversation(c.Conv)
+		if err != nil {
+			return err
+		}
+		conv.Unread, conv.LastRead = 0, conv.Clock
+		if err := tx.PutConversation(conv); err != nil {
+			return err
+		}
+		on, err := tx.Setting(settingReadMarks)
+		if errors.Is(err, store.ErrNotFound) || string(on) != "1" || c.State != ContactEstablished {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		content := &wire.Content{Kind: wire.KindControl}
+		for _, recv := range conv.Recv {
+			content.ReadUpTo = max(content.ReadUpTo, recv.N)
+		}
+		return m.queue(tx, &c, content, time.Time{})
+	})
+}
+
+// SetReadMarks turns on or off that others are told what was read.
+func (m *Messenger) SetReadMarks(ctx context.Context, on bool) error {
+	value := []byte("0")
+	if on {
+		value = []byte("1")
+	}
+	return m.update(ctx, func(tx *store.Tx) error {
+		if err := tx.PutSetting(settingReadMarks, value); err != nil {
+			return err
+		}
+		_, err := m.announce(tx, EventSetting, event{})
+		return err
+	})
+}
+
+// Inbox lists the conversations: unread ones first, then by newest message.
+func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
+	var out []Conversation
+	err := m.store.View(func(tx *store.Tx) error {
+		contacts, err := tx.Contacts()
+		if err != nil {
+			return err
+		}
+		for _, c := range contacts {
+			conv, err := m.conversation(tx, c)
+			if err != nil {
+				return err
+			}
+			last, err := m.page(tx, c, 1, time.Time{})
+			if err != nil {
+				return err
+			}
+			line := Conversation{Ref: Ref{Kind: "contact", Name: c.Name, ID: c.Conv}, Unread: conv.Unread}
+			if len(last) > 0 {
+				line.Last = &last[0]
+			}
+			out = append(out, line)
+		}
+		return nil
+	})
+	slices.SortStableFunc(out, func(a, b Conversation) int {
+		if (a.Unread > 0) != (b.Unread > 0) {
+			if a.Unread > 0 {
+				return -1
+			}
+			return 1
+		}
+		return lastAt(b).Compare(lastAt(a))
+	})
+	return out, err
+}
+
+func lastAt(c Conversation) time.Time {
+	if c.Last == nil {
+		return time.Time{}
+	}
+	return c.Last.At
+}
+
+// Trace tells a message's life on this node.
+func (m *Messenger) Trace(ctx context.Context, id string) (Trace, error) {
+	var out Trace
+	err := m.store.View(func(tx *store.Tx) error {
+		row, err := m.findMessage(tx, id)
+		if err != nil {
+			return err
+		}
+		if out.Message, err = m.messageView(tx, row.ID); err != nil {
+			return err
+		}
+		steps, err := tx.Trace(row.ID)
+		for _, s := range steps {
+			out.Steps = append(out.Steps, Step{At: s.At, What: s.What, Detail: s.Detail})
+		}
+		return err
+	})
+	return out, err
+}
+
+// Cancel takes a message back that was not delivered yet.
+func (m *Messenger) Cancel(ctx context.Context, id string) error {
+	return m.update(ctx, func(tx *store.Tx) error {
+		row, err := m.findMessage(tx, id)
+		if err != nil {
+			return err
+		}
+		waiting, err := tx.OutgoingByMessage(row.ID)
+		if err != nil {
+			return err
+		}
+		if len(waiting) == 0 {
+			return refuse(CodeNotCancellable, "", "the message is %s, it cannot be taken back", row.State)
+		}
+		for _, out := range waiting {
+			c, err := tx.Contact(out.Account)
+			if err != nil {
+				return err
+			}
+			if err := m.giveUp(tx, c, out, StateCancelled, "taken back"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Identity tells who this node is.
+func (m *Messenger) Identity(ctx context.Context) (IdentityInfo, error) {
+	var out IdentityInfo
+	err := m.store.View(func(tx *store.Tx) error {
+		row, err := tx.GetSelf()
+		out = IdentityInfo{
+			Name: row.Name, Account: m.account.ID().String(), Device: m.current().device.ID().String(), Created: row.Created, CardUntil: row.CardUntil,
+		}
+		return err
+	})
+	return out, err
+}
+
+// SetName changes what this person calls themself; those who meet them from now on see it.
+func (m *Messenger) SetName(ctx context.Context, name string) error {
+	if err := identity.CheckName(name); err != nil {
+		return &Error{Code: CodeBadName, Message: err.Error(), Remedy: "Choose letters and digits, at most 64 bytes.", Err: err}
+	}
+	return m.update(ctx, func(tx *store.Tx) error {
+		row, err := tx.GetSelf()
+		if err != nil {
+			return err
+		}
+		row.Name = name
+		if err := tx.PutSelf(row); err != nil {
+			return err
+		}
+		_, err = m.announce(tx, EventSetting, event{})
+		return err
+	})
+}
+
+// Ports returns the listening ports that were used last, 0 before the first start.
+func (m *Messenger) Ports() (inner, front int, err error) {
+	err = m.store.View(func(tx *store.Tx) error {
+		row, err := tx.GetSelf()
+		inner, front = row.InnerPort, row.FrontPort
+		return err
+	})
+	return inner, front, err
+}
+
+// SetPorts keeps the listening ports, so that a router's mapping and contacts' addresses stay good over restarts.
+func (m *Messenger) SetPorts(inner, front int) error {
+	return m.store.Update(func(tx *store.Tx) error {
+		row, err := tx.GetSelf()
+		if err != nil || row.InnerPort == inner && row.FrontPort == front {
+			return err
+		}
+		row.InnerPort, row.FrontPort = inner, front
+		return tx.PutSelf(row)
+	})
+}
+
+// Status is the messenger at a glance.
+func (m *Messenger) Status(ctx context.Context) (Status, error) {
+	out := Status{Account: m.account.ID().String(), Counters: m.counters.snapshot()}
+	m.mu.Lock()
+	out.ClockOffset = m.offset
+	m.mu.Unlock()
+	err := m.store.View(func(tx *store.Tx) error {
+		row, err := tx.GetSelf()
+		if err != nil {
+			return err
+		}
+		out.Name = row.Name
+		if out.Seq, err = tx.LastSeq(); err != nil {
+			return err
+		}
+		convs, err := tx.Conversations()
+		if err != nil {
+			return err
+		}
+		for _, conv := range convs {
+			out.Unread += conv.Unread
+		}
+		contacts, err := tx.Contacts()
+		if err != nil {
+			return err
+		}
+		for _, c := range contacts {
+			if c.State == ContactRequested {
+				out.Requests++
+			}
+		}
+		out.Queued, err = tx.CountAllOutgoing()
+		return err
+	})
+	return out, err
+}
+
+// ContactByInner names the contact whose node key it is.
+func (m *Messenger) ContactByInner(inner [32]byte) (name string, ok bool) {
+	m.mu.Lock()
+	acct, ok := m.inner[inner]
+	m.mu.Unlock()
+	if !ok {
+		return "", false
+	}
+	err := m.store.View(func(tx *store.Tx) error {
+		c, err := tx.Contact([32]byte(acct))
+		name = c.Name
+		return err
+	})
+	return name, err == nil
+}
+
+// ReachOf is where a contact was last known to be.
+func (m *Messenger) ReachOf(name string) (wire.Reach, error) {
+	var reach wire.Reach
+	err := m.store.View(func(tx *store.Tx) error {
+		c, err := m.findContact(tx, name)
+		if err != nil {
+			return err
+		}
+		reach, err = contactReach(c)
+		return err
+	})
+	return reach, err
+}

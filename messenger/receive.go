@@ -1,0 +1,550 @@
+package messenger
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"sotto/identity"
+	"sotto/session"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// A message on its way in. Two doors, one room:
+//  1. Offer takes an item from the direct stream, Envelope the items of a sealed envelope from a knock;
+//  2. an item that was answered before gets the same answer again, because its answer may have been lost;
+//  3. a session opens it, which proves the sender, never the door it came by; an initial header makes a session;
+//  4. apply.go gives it meaning;
+//  5. ratchet, row, acknowledgement and event are one synced transaction, and only then does the door answer.
+
+// reusedError is a handshake with a one-time prekey that is gone: somebody else used the invite before.
+type reusedError uint32
+
+func (e reusedError) Error() string { return fmt.Sprintf("one-time prekey %d was used", uint32(e)) }
+
+func (e reusedError) Is(target error) bool { return target == errRefused }
+
+// arrival is what an item came to.
+type arrival struct {
+	code wire.Code
+	ack  wire.Ack
+}
+
+// errRefused wraps the reasons for which an item will never be taken; its writes are dropped.
+var errRefused = errors.New("refused")
+
+// Offer takes one item from the peer with that inner key. It queues the item at once, in the caller's order; the
+// returned function blocks until the item is on disk or refused, and must be called.
+func (m *Messenger) Offer(ctx context.Context, from [32]byte, item []byte) func() wire.Answer {
+	m.mu.Lock()
+	acct, known := m.inner[from]
+	m.mu.Unlock()
+	if !known {
+		return func() wire.Answer { return wire.Answer{Code: wire.CodeRefused} }
+	}
+	var got arrival
+	pending := m.store.Submit(func(tx *store.Tx) (err error) {
+		got, err = m.Receive(tx, &acct, nil, item)
+		return err
+	})
+	return func() wire.Answer {
+		code := m.answer(pending.Wait(), &got)
+		return wire.Answer{Code: code, Ack: got.ack}
+	}
+}
+
+// Envelope takes a sealed envelope that was knocked in, perhaps under an invite of ours.
+func (m *Messenger) Envelope(ctx context.Context, invite [32]byte, envelope []byte) wire.KnockAnswer {
+	items, err := m.openEnvelope(envelope)
+	if err != nil {
+		m.counters.unopened.Add(1)
+		return wire.KnockAnswer{Code: wire.CodeRefused}
+	}
+	answer := wire.KnockAnswer{}
+	for i, item := range items {
+		var got arrival
+		code := m.answer(m.update(ctx, func(tx *store.Tx) (err error) {
+			got, err = m.Receive(tx, nil, &invite, item)
+			return err
+		}), &got)
+		answer.Acks = append(answer.Acks, got.ack)
+		if code != wire.CodeOK && i == 0 {
+			return wire.KnockAnswer{Code: code}
+		}
+	}
+	return answer
+}
+
+// openEnvelope tries the live seal keys; which one was used is not on the wire.
+func (m *Messenger) openEnvelope(envelope []byte) ([][]byte, error) {
+	var keys []*identity.SealSecret
+	err := m.store.View(func(tx *store.Tx) error {
+		rows, err := tx.ListSecrets(sealKeys)
+		for _, row := range rows {
+			key, err := identity.ParseSealSecret(row.Value)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, key)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	items, err := session.OpenEnvelope(keys, envelope)
+	if err == nil && len(items) > wire.MaxAcks {
+		err = fmt.Errorf("envelope of %d items, at most %d", len(items), wire.MaxAcks)
+	}
+	return items, err
+}
+
+// answer turns what became of an item's transaction into the code for its sender, and counts.
+func (m *Messenger) answer(err error, got *arrival) wire.Code {
+	switch {
+	case err == nil:
+		m.counters.received.Add(1)
+		return got.code
+	case errors.Is(err, errRefused):
+		m.counters.refused.Add(1)
+		if reused := reusedError(0); errors.As(err, &reused) {
+			m.noteReuse(uint32(reused))
+		}
+		m.log.Debug("item refused", "err", err)
+		*got = arrival{}
+		return wire.CodeRefused
+	case errors.Is(err, wire.ErrLost):
+		m.counters.unopened.Add(1)
+		*got = arrival{}
+		return wire.CodeLost
+	default:
+		m.counters.deferred.Add(1)
+		m.log.Warn("item not taken now", "err", err)
+		*got = arrival{}
+		return wire.CodeLater
+	}
+}
+
+// Receive takes one item inside a transaction; all arrivals enter here. From is the account whose door it came by, if
+// the door knows; invite names the invite record a knock came under. Neither is proof of anything.
+func (m *Messenger) Receive(tx *store.Tx, from *identity.AccountID, invite *[32]byte, item []byte) (got arrival, err error) {
+	defer func() { // a defect on hostile bytes must not become a crash at each redelivery
+		if r := recover(); r != nil {
+			m.log.Error("item made the program stumble", "what", fmt.Sprint(r))
+			got, err = arrival{}, fmt.Errorf("%w: defect", errRefused)
+		}
+	}()
+	sum := sha256.Sum256(item)
+	hash := [16]byte(sum[:16])
+	if ack, ok, err := tx.Ack(hash); err != nil || ok {
+		return arrival{ack: ack}, err
+	}
+	in, err := session.ParseItem(item)
+	if err != nil {
+		return arrival{}, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	op, err := m.open(tx, from, in)
+	if err != nil {
+		return arrival{}, err
+	}
+	if err := m.keep(tx, op); err != nil {
+		return arrival{}, err
+	}
+	code, err := m.take(tx, op)
+	if err != nil {
+		return arrival{}, err
+	}
+	if code != wire.CodeOK {
+		return arrival{code: code}, nil
+	}
+	ack := session.Ack(op.opened.AckKey, item)
+	if op.contact.State == ContactRequested {
+		ack = wire.Ack{} // a stranger learns nothing before being accepted
+	}
+	return arrival{ack: ack}, tx.PutAck(hash, ack, m.clock.Now())
+}
+
+// opening is an item that a session opened.
+type opening struct {
+	row     store.Session
+	session *session.Session
+	opened  session.Opened
+	contact store.Contact
+	content *wire.Content    // nil when what was inside breaks the format
+	initial *session.Initial // the header that made the session just now, nil otherwise
+}
+
+// open finds the session that opens an item.
+func (m *Messenger) open(tx *store.Tx, from *identity.AccountID, in session.Item) (*opening, error) {
+	if in.Initial != nil {
+		row, err := tx.Session(in.Initial.ID())
+		if errors.Is(err, store.ErrNotFound) {
+			return m.accept(tx, in)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return m.decrypt(tx, []store.Session{row}, in)
+	}
+	rows, err := tx.AllSessions()
+	if from != nil {
+		rows, err = tx.AccountSessions(*from)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return m.decrypt(tx, rows, in)
+}
+
+// decrypt tries sessions until one recognises the message.
+func (m *Messenger) decrypt(tx *store.Tx, rows []store.Session, in session.Item) (*opening, error) {
+	for _, row := range rows {
+		s, err := session.Unmarshal(row.State)
+		if err != nil {
+			return nil, fmt.Errorf("session with %s: %w", identity.AccountID(row.Account).Short(), err)
+		}
+		opened, err := s.Decrypt(in, skippedKeys{tx, row.ID})
+		switch {
+		case errors.Is(err, session.ErrNotOurs):
+			continue
+		case session.Passing(err):
+			return nil, fmt.Errorf("open an item: %w", err)
+		case errors.Is(err, session.ErrDuplicate):
+			return nil, fmt.Errorf("%w: its key is used up: %w", wire.ErrLost, err)
+		case errors.Is(err, session.ErrBad), errors.Is(err, session.ErrUnsupported):
+			return nil, fmt.Errorf("%w: %w", errRefused, err)
+		case err != nil:
+			return nil, fmt.Errorf("open an item: %w", err)
+		}
+		c, err := tx.Contact(row.Account)
+		if err != nil {
+			return nil, err
+		}
+		return &opening{row: row, session: s, opened: opened, contact: c, content: m.parse(opened.Payload)}, nil
+	}
+	return nil, fmt.Errorf("%w: no session recognises it", wire.ErrLost)
+}
+
+func (m *Messenger) parse(payload []byte) *wire.Content {
+	c, err := wire.ParseContent(payload)
+	if err != nil {
+		m.log.Info("content refused", "err", err)
+		return nil
+	}
+	return c
+}
+
+// skippedKeys finds keys of messages that were passed over, for session.Decrypt.
+type skippedKeys struct {
+	tx      *store.Tx
+	session [16]byte
+}
+
+// Find returns the key stored for a position.
+func (k skippedKeys) Find(chain, n uint32) ([32]byte, bool, error) {
+	return k.tx.FindSkipped(k.session, chain, n)
+}
+
+// accept answers a handshake: first contact under a live invite, or a contact who begins anew.
+func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
+	init := in.Initial
+	id := init.ID()
+	if seen, err := tx.SeenHandshake(id[:]); err != nil || seen {
+		return nil, orRefused(err, "handshake seen before")
+	}
+	keys, err := m.handshakeKeys(tx, init)
+	if err != nil {
+		return nil, err
+	}
+	s, opened, err := session.Accept(m.local(), in, keys)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	content := m.parse(opened.Payload)
+	if content == nil {
+		return nil, fmt.Errorf("%w: first content is malformed", errRefused)
+	}
+	c, err := m.introduce(tx, init, content)
+	if err != nil {
+		return nil, err
+	}
+	now := m.clock.Now()
+	if err := tx.MarkHandshake(id[:], now.Add(m.limits.PrekeyLife)); err != nil {
+		return nil, err
+	}
+	if err := m.makeRoom(tx, c); err != nil {
+		return nil, err
+	}
+	row := store.Session{ID: id, Account: c.Account, Device: [16]byte(init.Device.ID), Created: now}
+	return &opening{row: row, session: s, opened: opened, contact: c, content: content, initial: init}, nil
+}
+
+func orRefused(err error, why string) error {
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s", errRefused, why)
+}
+
+// makeRoom archives the sessions that a new one follows. One that we began ourselves and that was not answered yet stays:
+// both sides began at the same moment, and both will choose the same of the two.
+func (m *Messenger) makeRoom(tx *store.Tx, c store.Contact) error {
+	rows, err := tx.AccountSessions(c.Account)
+	if err != nil {
+		return err
+	}
+	for i, row := range rows {
+		s, err := session.Unmarshal(row.State)
+		if err != nil {
+			return err
+		}
+		if !s.Initial() && !row.Archived {
+			row.Archived = true
+			if err := tx.PutSession(row); err != nil {
+				return err
+			}
+		}
+		if i >= m.limits.MaxSessions-1 {
+			if err := tx.DeleteSession(row.ID); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// keep writes the session after a message was opened, the keys it skipped, and drops those that it says will never be
+// used. From here on the stored row is the session; nothing may write op.session again.
+func (m *Messenger) keep(tx *store.Tx, op *opening) error {
+	now := m.clock.Now()
+	for _, k := range op.opened.Store {
+		if err := tx.PutSkipped(op.row.ID, k.Chain, k.N, k.Key, now); err != nil {
+			return err
+		}
+	}
+	if used := op.opened.Used; used != nil {
+		if err := tx.DeleteSkipped(op.row.ID, used.Chain, used.N); err != nil {
+			return err
+		}
+	}
+	if op.content != nil {
+		if err := dropVoids(tx, op); err != nil {
+			return err
+		}
+	}
+	op.row.LastUsed, op.row.State = now, op.session.Marshal()
+	return tx.PutSession(op.row)
+}
+
+func dropVoids(tx *store.Tx, op *opening) error {
+	for _, v := range op.content.Voids {
+		if v.Session != op.row.ID {
+			continue // another session's keys expire by themselves
+		}
+		n, err := tx.DropSkipped(v.Session, v.Chain, v.From, v.To)
+		if err != nil {
+			return err
+		}
+		op.session.ForgetSkipped(v.Chain, n)
+	}
+	return nil
+}
+
+// handshakeKeys finds the private prekeys that an initial header names.
+func (m *Messenger) handshakeKeys(tx *store.Tx, init *session.Initial) (session.Keys, error) {
+	var keys session.Keys
+	signed, err := prekeySecret(tx, signedPrekeys, init.SPKID)
+	if errors.Is(err, store.ErrNotFound) {
+		return keys, fmt.Errorf("%w: signed prekey %d is gone", errRefused, init.SPKID)
+	}
+	if err != nil {
+		return keys, err
+	}
+	keys.Signed = signed
+	if !init.OneTime {
+		return keys, nil
+	}
+	keys.OneTime, err = prekeySecret(tx, oneTimePrekeys, init.OPKID)
+	if errors.Is(err, store.ErrNotFound) {
+		return keys, reusedError(init.OPKID)
+	}
+	return keys, err
+}
+
+// introduce finds or makes the contact behind a handshake that was proved.
+func (m *Messenger) introduce(tx *store.Tx, init *session.Initial, content *wire.Content) (store.Contact, error) {
+	acct := init.Account()
+	if acct == m.account.ID() {
+		return store.Contact{}, fmt.Errorf("%w: from our own account", errRefused)
+	}
+	c, err := tx.Contact(acct)
+	known := err == nil
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return c, err
+	}
+	if known {
+		if c.State == ContactBlocked {
+			return c, fmt.Errorf("%w: blocked", errRefused)
+		}
+		if err := m.takeDevices(&c, init); err != nil {
+			return c, err
+		}
+	} else {
+		c = store.Contact{
+			Account: acct, DeviceList: init.List, Devices: [][16]byte{init.Device.ID},
+			Conv: convID(m.account.ID(), acct), Verified: VerifiedNo, Created: m.clock.Now(),
+		}
+	}
+	welcome, err := m.consumeInvite(tx, init, content, acct)
+	if err != nil {
+		return c, err
+	}
+	switch {
+	case welcome:
+		c.State = ContactEstablished
+	case !known:
+		if err := m.requestRoom(tx); err != nil {
+			return c, err
+		}
+		c.State, c.Intro = ContactRequested, content.Text
+	case c.State == ContactPending:
+		return c, fmt.Errorf("%w: not under an invite", errRefused)
+	}
+	if content.Hello != nil {
+		if err := m.meet(tx, &c, content.Hello); err != nil {
+			return c, err
+		}
+	} else if !known {
+		return c, fmt.Errorf("%w: a stranger without a hello", errRefused)
+	}
+	return c, nil
+}
+
+// requestRoom refuses strangers beyond a number, so that they cannot fill the disk.
+func (m *Messenger) requestRoom(tx *store.Tx) error {
+	contacts, err := tx.Contacts()
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, c := range contacts {
+		if c.State == ContactRequested {
+			n++
+		}
+	}
+	if n >= m.limits.MaxRequests {
+		return fmt.Errorf("%w: %d strangers are waiting", errRefused, n)
+	}
+	return nil
+}
+
+// takeDevices takes a newer device list and raises an alarm at a contradicting one.
+func (m *Messenger) takeDevices(c *store.Contact, init *session.Initial) error {
+	held, err := identity.ParseDeviceList(c.DeviceList)
+	if err != nil {
+		if len(c.DeviceList) == 0 {
+			c.DeviceList = init.List
+			return nil
+		}
+		return err
+	}
+	newer, err := init.Devices.Follows(held)
+	if err != nil {
+		c.Verified = VerifiedChanged
+		return fmt.Errorf("%w: %w", errRefused, err)
+	}
+	if newer {
+		c.DeviceList = init.List
+		c.Devices = nil
+		for _, d := range init.Devices.Devices {
+			c.Devices = append(c.Devices, d.ID)
+		}
+	} else if _, ok := held.Find(init.Device.ID); !ok {
+		return fmt.Errorf("%w: from a device that was removed", errRefused)
+	}
+	return nil
+}
+
+// meet takes over what a hello says about its sender.
+func (m *Messenger) meet(tx *store.Tx, c *store.Contact, hello *wire.Hello) error {
+	if c.Claimed == "" {
+		c.Claimed = identity.CleanName(hello.Name)
+	}
+	if c.Name == "" {
+		name, err := m.freeName(tx, c.Claimed, c.Account)
+		if err != nil {
+			return err
+		}
+		c.Name = name
+	}
+	c.RecordKey = hello.RecordKeys.Key
+	c.LastSeen = m.clock.Now()
+	if err := tx.PutContact(*c); err != nil {
+		return err
+	}
+	return tx.PutContactSecret(c.Account, hello.RecordKeys.Discovery[:])
+}
+
+// runGaps shows held messages once they have waited long enough for the ones before them.
+func (m *Messenger) runGaps(ctx context.Context) error {
+	for {
+		next, err := m.fillGaps()
+		if err != nil {
+			return err
+		}
+		pause := time.Hour
+		if !next.IsZero() {
+			pause = max(next.Sub(m.clock.Now()), 0)
+		}
+		if err := m.waitOr(ctx, pause, m.gaps); err != nil {
+			return nil
+		}
+	}
+}
+
+// fillGaps declares the gaps that are due and returns when the next one will be.
+func (m *Messenger) fillGaps() (next time.Time, err error) {
+	now := m.clock.Now()
+	var due [][16]byte
+	err = m.store.View(func(tx *store.Tx) error {
+		convs, err := tx.Conversations()
+		for _, conv := range convs {
+			for _, r := range conv.Recv {
+				if len(r.Held) == 0 {
+					continue
+				}
+				if at := r.Since.Add(m.limits.GapWait); !at.After(now) {
+					due = append(due, conv.ID)
+				} else if next.IsZero() || at.Before(next) {
+					next = at
+				}
+			}
+		}
+		return err
+	})
+	for _, id := range due {
+		if err == nil {
+			err = m.store.Update(func(tx *store.Tx) error { return m.declareGaps(tx, id, now) })
+		}
+	}
+	return next, err
+}
+
+// waitOr waits for d, for a token on kick, or for the context's end, which alone is an error.
+func (m *Messenger) waitOr(ctx context.Context, d time.Duration, kick <-chan struct{}) error {
+	waited, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() { over <- m.clock.Wait(waited, d) }()
+	select {
+	case <-kick:
+		cancel()
+		<-over
+		return ctx.Err()
+	case <-over:
+		return ctx.Err()
+	}
+}
