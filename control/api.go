@@ -68,7 +68,7 @@ type Contact struct {
 	Name     string    `json:"name" jsonschema:"the name you gave"`
 	Claimed  string    `json:"claimed,omitempty" jsonschema:"the name they gave themselves"`
 	ID       string    `json:"id" jsonschema:"their account key"`
-	State    string    `json:"state" jsonschema:"pending, requested, established, blocked or removed"`
+	State    string    `json:"state" jsonschema:"pending, invited, requested, established, blocked or removed"`
 	Verified string    `json:"verified" jsonschema:"no, yes or changed"`
 	Created  time.Time `json:"created"`
 	LastSeen time.Time `json:"last_seen,omitzero"`
@@ -89,24 +89,24 @@ type Conversation struct {
 
 // Invite is an invitation. Link is a secret: whoever has it can become a contact until it is used, expires or is revoked.
 type Invite struct {
-	V        int       `json:"v"`
-	ID       string    `json:"id"`
-	Link     string    `json:"link,omitempty"`
-	QR       string    `json:"qr,omitempty" jsonschema:"the short upper-case form for a QR code"`
-	State    string    `json:"state" jsonschema:"open, used, expired or revoked"`
-	Created  time.Time `json:"created"`
-	Expires  time.Time `json:"expires"`
-	Uses     int       `json:"uses"`
-	MaxUses  int       `json:"max_uses" jsonschema:"0 means any number"`
-	Reusable bool      `json:"reusable"`
-	Found    bool      `json:"published" jsonschema:"stored where others can find it; until then it works only through addresses in the link and on the local network"`
+	V         int       `json:"v"`
+	ID        string    `json:"id"`
+	Link      string    `json:"link,omitempty"`
+	QR        string    `json:"qr,omitempty" jsonschema:"the short upper-case form for a QR code"`
+	State     string    `json:"state" jsonschema:"open, used, expired or revoked"`
+	Created   time.Time `json:"created"`
+	Expires   time.Time `json:"expires"`
+	Uses      int       `json:"uses"`
+	MaxUses   int       `json:"max_uses" jsonschema:"0 means any number"`
+	Reusable  bool      `json:"reusable"`
+	Published bool      `json:"published" jsonschema:"stored where others can find it; until then it works only through addresses in the link and on the local network"`
 }
 
 // Added is what came of following an invite.
 type Added struct {
 	V       int     `json:"v"`
 	Contact Contact `json:"contact"`
-	State   string  `json:"state" jsonschema:"pending while the other side has not been reached"`
+	State   string  `json:"state" jsonschema:"the contact's state: pending while the invite was not found, invited while their answer is awaited"`
 }
 
 // Verification is what two people compare.
@@ -144,7 +144,7 @@ type Identity struct {
 // Peer is one connection of the node.
 type Peer struct {
 	V      int     `json:"v"`
-	Role   string  `json:"role" jsonschema:"contact, bootstrap, dht, lan or relay"`
+	Role   string  `json:"role" jsonschema:"contact, dht, lan, relay or other"`
 	Name   string  `json:"name,omitempty" jsonschema:"the contact's name"`
 	Key    string  `json:"key"`
 	Addr   string  `json:"addr"`
@@ -161,12 +161,14 @@ type Ping struct {
 
 // NetStatus is how the node is reached and what it reaches.
 type NetStatus struct {
-	Reachability string   `json:"reachability" jsonschema:"public, private, local or unknown"`
+	Reachability string   `json:"reachability" jsonschema:"public, relay or unknown: how contacts elsewhere reach this node"`
 	Addrs        []string `json:"addrs"`
 	Peers        int      `json:"peers"`
 	Contacts     int      `json:"contacts"`
-	DHT          int      `json:"dht" jsonschema:"nodes in the routing tables"`
+	DHT          int      `json:"dht"`
+	LAN          int      `json:"lan"`
 	Relays       int      `json:"relays"`
+	Online       bool     `json:"online" jsonschema:"at least one DHT server answers"`
 }
 
 // StoreStatus is the state of the database.
