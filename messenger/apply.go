@@ -186,9 +186,11 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 			return wire.CodeRefused, nil
 		}
 		err = m.hold(tx, &recv, row)
-	case fillHole(&recv, content.N):
+	case slices.ContainsFunc(recv.Holes, func(h store.Hole) bool { return h.From <= content.N && content.N <= h.To }):
 		row.Late = true
-		err = m.show(tx, c, &conv, row)
+		if err = m.fillHole(tx, &recv, content.N); err == nil {
+			err = m.show(tx, c, &conv, row)
+		}
 	default: // a second content under a number that is taken
 		m.counters.conflicts.Add(1)
 		return wire.CodeRefused, nil
@@ -291,23 +293,30 @@ func (m *Messenger) hold(tx *store.Tx, recv *store.Received, row store.Message) 
 	return tx.PutMessage(&row)
 }
 
-// fillHole takes a number out of the declared gaps, and reports whether it was in one.
-func fillHole(recv *store.Received, n uint64) bool {
-	for i, h := range recv.Holes {
-		if n < h[0] || n > h[1] {
-			continue
-		}
-		var rest [][2]uint64
-		if h[0] < n {
-			rest = append(rest, [2]uint64{h[0], n - 1})
-		}
-		if n < h[1] {
-			rest = append(rest, [2]uint64{n + 1, h[1]})
-		}
-		recv.Holes = slices.Replace(recv.Holes, i, i+1, rest...)
-		return true
+// fillHole takes a number out of the declared gaps; the row behind the gap says that one less is missing.
+func (m *Messenger) fillHole(tx *store.Tx, recv *store.Received, n uint64) error {
+	i := slices.IndexFunc(recv.Holes, func(h store.Hole) bool { return h.From <= n && n <= h.To })
+	hole := recv.Holes[i]
+	var rest []store.Hole
+	if hole.From < n {
+		rest = append(rest, store.Hole{From: hole.From, To: n - 1, Before: hole.Before})
 	}
-	return false
+	if n < hole.To {
+		rest = append(rest, store.Hole{From: n + 1, To: hole.To, Before: hole.Before})
+	}
+	recv.Holes = slices.Replace(recv.Holes, i, i+1, rest...)
+	row, err := tx.Message(hole.Before)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil || row.Gap == 0 {
+		return err
+	}
+	row.Gap--
+	if _, err := m.announce(tx, EventReceipt, event{Message: row.ID}); err != nil {
+		return err
+	}
+	return tx.PutMessage(&row)
 }
 
 // declareGaps gives up waiting where GapWait is over: the held rows are shown and the first says how many are missing.
@@ -344,7 +353,7 @@ func (m *Messenger) declareGaps(tx *store.Tx, id [16]byte, now time.Time) error 
 const maxHoles = 1000
 
 func (m *Messenger) declareGap(tx *store.Tx, recv *store.Received, first store.Held) error {
-	recv.Holes = append(recv.Holes, [2]uint64{recv.N + 1, first.N - 1})
+	recv.Holes = append(recv.Holes, store.Hole{From: recv.N + 1, To: first.N - 1, Before: first.ID})
 	recv.Holes = recv.Holes[max(0, len(recv.Holes)-maxHoles):]
 	row, err := tx.Message(first.ID)
 	if err != nil {

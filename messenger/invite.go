@@ -56,6 +56,9 @@ func (m *Messenger) Invite(ctx context.Context, req InviteRequest) (Invite, erro
 	if net, ok := m.network(); ok {
 		ctx, cancel := context.WithTimeout(ctx, publishWait)
 		defer cancel()
+		if err := m.adoptReach(net); err != nil { // the bundle says where we are
+			return Invite{}, err
+		}
 		if err := m.publishInvite(ctx, net, row.ID); err != nil {
 			m.log.Info("invite not published yet", "err", err)
 			poke(m.moved)

@@ -94,6 +94,7 @@ func (m *Messenger) publishAll(ctx context.Context, net Network) error {
 		wanted = len(contacts) > 0
 		rows, err := tx.Invites()
 		for _, row := range rows {
+			wanted = wanted || m.inviteState(row) == InviteOpen
 			if m.inviteDue(row, seq) {
 				due = append(due, row.ID)
 			}
