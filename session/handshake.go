@@ -128,6 +128,7 @@ func initiate(local Local, in *Initial, a, b party, prekeys prekeyPair, rand io.
 		id: in.ID(), peerAccount: b.account, peerDevice: b.device.ID, initiator: true,
 		initiatorKey: a.device.IdentityKey, ad: ad, nhkr: nhkb, initial: in.marshal(),
 	}
+	s.initialDigest = sum(s.initial)
 	if len(s.initial) > MaxInitial {
 		return nil, fmt.Errorf("initial header of %d bytes, at most %d: %w", len(s.initial), MaxInitial, ErrTooLarge)
 	}
@@ -268,16 +269,17 @@ func accept(local Local, it Item, own identity.DeviceEntry, keys Keys) (*Session
 	ad := transcript(in, a, b, prekeys)
 	s := &Session{
 		id: in.ID(), peerAccount: a.account, peerDevice: a.device.ID,
-		initiatorKey: a.device.IdentityKey, ad: ad,
+		initiatorKey: a.device.IdentityKey, ad: ad, initialDigest: in.digest,
 	}
 	s.rk, s.nhkr, s.nhks = ikm.derive(&ad)
-	opened, err := s.acceptFirst(it.Message, keys.Signed.X())
+	opened, err := s.acceptFirst(it, keys.Signed.X())
 	return s, opened, err
 }
 
 // acceptFirst opens the first message seen of the initiator's chain 0, for which our signed prekey stands in as
 // ratchet key.
-func (s *Session) acceptFirst(message []byte, spk *ecdh.PrivateKey) (Opened, error) {
+func (s *Session) acceptFirst(it Item, spk *ecdh.PrivateKey) (Opened, error) {
+	message := it.Message
 	if len(message) < MessageOverhead || len(message) > MaxItem {
 		return Opened{}, fmt.Errorf("message of %d bytes: %w", len(message), ErrBad)
 	}
@@ -285,7 +287,7 @@ func (s *Session) acceptFirst(message []byte, spk *ecdh.PrivateKey) (Opened, err
 	if !h.open(&s.nhkr, &s.ad, message) {
 		return Opened{}, fmt.Errorf("message does not belong to its initial header: %w", ErrBad)
 	}
-	return s.receiveStep(&h, message, ownKeys{dh: spk, public: [32]byte(spk.PublicKey().Bytes())})
+	return s.receiveStep(&h, it, ownKeys{dh: spk, public: [32]byte(spk.PublicKey().Bytes())})
 }
 
 // SmallerInitiator reports whether this session goes before other when both ends began one at the same time: the one

@@ -164,7 +164,7 @@ func (e *end) hear(item []byte) (Opened, error) {
 	if err != nil {
 		return Opened{}, err
 	}
-	o, err := e.Decrypt(it.Message, e.keys)
+	o, err := e.Decrypt(it, e.keys)
 	if err == nil {
 		e.keys.commit(o)
 	}

@@ -24,7 +24,7 @@ const ItemOverhead = 1 + MessageOverhead
 type Item struct {
 	Kind    Kind
 	Initial *Initial // of KindInitial only
-	Message []byte   // for Decrypt
+	Message []byte   // the ratchet message
 }
 
 // Which key the handshake's ML-KEM ciphertext is for; the second means that a one-time prekey takes part.
@@ -46,6 +46,7 @@ type Initial struct {
 	ek      [32]byte // EK_A, the initiator's one-time X25519 key
 	ct      [ctSize]byte
 	exts    []canon.Extension
+	digest  [32]byte // of the header's bytes
 }
 
 // ID is the identity of the session that the header begins: the caller looks for it among its sessions, then in its
@@ -94,7 +95,7 @@ func ParseItem(item []byte) (Item, error) {
 
 func parseInitial(raw []byte) (*Initial, error) {
 	r := canon.NewReader(raw)
-	in := &Initial{Suite: r.U8()}
+	in := &Initial{Suite: r.U8(), digest: sum(raw)}
 	if r.Err() == nil && (in.Suite < MinSuite || in.Suite > Suite) {
 		return nil, fmt.Errorf("suite %d: %w", in.Suite, ErrUnsupported)
 	}

@@ -52,7 +52,7 @@ func (s *Session) SkipTo(n uint32) error {
 	switch {
 	case n <= next:
 		return nil
-	case n-next > MaxJump || n > MaxChain:
+	case n-next > MaxJump || n > MaxChain || (s.due != nil && n > MaxJump): // no receiver would follow
 		return fmt.Errorf("skip from position %d to %d: %w", next, n, ErrChainFull)
 	case s.due != nil:
 		s.due.floor = n
@@ -212,36 +212,37 @@ func openBody(mk *Key, ad *[32]byte, message []byte) ([]byte, error) {
 	return payload, nil
 }
 
-// Decrypt opens a ratchet message. On any error the session is as before, byte for byte. skipped is asked only for
-// positions that were passed over; nil stands for an empty store.
-func (s *Session) Decrypt(message []byte, skipped Skipped) (Opened, error) {
+// Decrypt opens an item of the session. On any error the session is as before, byte for byte. skipped is asked only
+// for positions that were passed over; nil stands for an empty store.
+func (s *Session) Decrypt(it Item, skipped Skipped) (Opened, error) {
+	message := it.Message
 	if len(message) < MessageOverhead || len(message) > MaxItem {
 		return Opened{}, fmt.Errorf("message of %d bytes: %w", len(message), ErrBad)
 	}
 	// The live chain first: an ordinary message costs one header opening.
 	var h header
 	if s.recv != nil && h.open(&s.recv.hk, &s.ad, message) {
-		return s.openCurrent(&h, message, skipped)
+		return s.openCurrent(&h, it, skipped)
 	}
 	if h.open(&s.nhkr, &s.ad, message) {
-		return s.openNext(&h, message)
+		return s.openNext(&h, it)
 	}
 	for i := len(s.closed) - 1; i >= 0; i-- {
 		if h.open(&s.closed[i].hk, &s.ad, message) {
-			return s.openEarlier(i, &h, message, skipped)
+			return s.openEarlier(i, &h, it, skipped)
 		}
 	}
 	return Opened{}, ErrNotOurs
 }
 
 // openCurrent opens a message of the live receiving chain.
-func (s *Session) openCurrent(h *header, message []byte, skipped Skipped) (Opened, error) {
+func (s *Session) openCurrent(h *header, it Item, skipped Skipped) (Opened, error) {
 	r := s.recv
-	if err := s.sameChain(h, r.chain, &r.dh); err != nil {
+	if err := s.sameChain(h, it.Initial, r.chain, &r.dh); err != nil {
 		return Opened{}, err
 	}
 	if h.n() < r.n {
-		out, err := s.openSkipped(r.chain, h.n(), message, skipped)
+		out, err := s.openSkipped(r.chain, h.n(), it.Message, skipped)
 		if err == nil {
 			r.skipped = less(r.skipped, 1)
 		}
@@ -252,7 +253,7 @@ func (s *Session) openCurrent(h *header, message []byte, skipped Skipped) (Opene
 	if err != nil {
 		return Opened{}, err
 	}
-	payload, err := openBody(&mk, &s.ad, message)
+	payload, err := openBody(&mk, &s.ad, it.Message)
 	if err != nil {
 		return Opened{}, err
 	}
@@ -261,14 +262,24 @@ func (s *Session) openCurrent(h *header, message []byte, skipped Skipped) (Opene
 	return Opened{Payload: payload, AckKey: ackKey(&mk), Chain: r.chain, N: h.n(), Store: store}, nil
 }
 
-// sameChain holds a header against the chain whose key opened it. A different X25519 key there means that the peer
-// lost its newest state and made the chain twice: no duplicate, but nothing that can be opened either.
-func (s *Session) sameChain(h *header, chain uint32, dh *[32]byte) error {
+// sameChain holds a message against the chain whose key opened its header. A different X25519 key there means that the
+// peer lost its newest state and made the chain twice: no duplicate, but nothing that can be opened either.
+func (s *Session) sameChain(h *header, in *Initial, chain uint32, dh *[32]byte) error {
 	if got := h.dh(); got != *dh {
 		return fmt.Errorf("chain %d was made twice: %w", chain, ErrBad)
 	}
-	if h.flag() != s.flagOf(chain) {
+	return s.fitsChain(h, in, chain)
+}
+
+// fitsChain holds flag and initial header against the chain: both mark the initiator's first chain and no other. So
+// the whole item is authenticated, not only its ratchet message.
+func (s *Session) fitsChain(h *header, in *Initial, chain uint32) error {
+	want := s.flagOf(chain)
+	if h.flag() != want {
 		return fmt.Errorf("header flag %d in chain %d: %w", h.flag(), chain, ErrBad)
+	}
+	if (in != nil) != (want == flagFirst) || (in != nil && in.digest != s.initialDigest) {
+		return fmt.Errorf("initial header does not belong to the message: %w", ErrBad)
 	}
 	return nil
 }
@@ -282,15 +293,15 @@ func (s *Session) flagOf(chain uint32) byte {
 }
 
 // openEarlier opens a message of a chain that is no longer live.
-func (s *Session) openEarlier(i int, h *header, message []byte, skipped Skipped) (Opened, error) {
+func (s *Session) openEarlier(i int, h *header, it Item, skipped Skipped) (Opened, error) {
 	c := &s.closed[i]
-	if err := s.sameChain(h, c.chain, &c.dh); err != nil {
+	if err := s.sameChain(h, it.Initial, c.chain, &c.dh); err != nil {
 		return Opened{}, err
 	}
 	if h.n() >= c.length {
 		return Opened{}, fmt.Errorf("chain %d ended at %d, not %d: %w", c.chain, c.length, h.n(), ErrBad)
 	}
-	out, err := s.openSkipped(c.chain, h.n(), message, skipped)
+	out, err := s.openSkipped(c.chain, h.n(), it.Message, skipped)
 	if err == nil {
 		c.skipped = less(c.skipped, 1)
 		s.closed = prune(s.closed)
@@ -351,7 +362,7 @@ func passOver(ck *Key, chain, from, to uint32, stored int) ([]SkippedKey, error)
 }
 
 // openNext opens the first message seen of a new chain of the peer's.
-func (s *Session) openNext(h *header, message []byte) (Opened, error) {
+func (s *Session) openNext(h *header, it Item) (Opened, error) {
 	if s.send == nil {
 		// We have not answered the live chain, so an honest peer cannot have begun another.
 		return Opened{}, fmt.Errorf("new chain out of turn: %w", ErrBad)
@@ -362,7 +373,7 @@ func (s *Session) openNext(h *header, message []byte) (Opened, error) {
 		return Opened{}, fmt.Errorf("own X25519 key: %w", err)
 	}
 	next := *s
-	out, err := next.receiveStep(h, message, ownKeys{
+	out, err := next.receiveStep(h, it, ownKeys{
 		dh: dk, public: public, kem: s.send.kem[:], ek: s.send.header[offEK:offCT],
 		chain: s.send.chain + 1, pn: s.send.n,
 	})
@@ -384,7 +395,7 @@ type ownKeys struct {
 // receiveStep opens the first message seen of a new chain and makes that chain the live one (PROTOCOL 8.5). Our old
 // private keys end here: the peer cannot need them again, and a thief of the state after this finds nothing for the
 // chain to come. It works on a copy of the session; nothing that the original points to is written.
-func (s *Session) receiveStep(h *header, message []byte, own ownKeys) (Opened, error) {
+func (s *Session) receiveStep(h *header, it Item, own ownKeys) (Opened, error) {
 	earlier, store, err := s.closeChain(h.pn())
 	if err != nil {
 		return Opened{}, err
@@ -393,7 +404,10 @@ func (s *Session) receiveStep(h *header, message []byte, own ownKeys) (Opened, e
 	if s.recv != nil {
 		r.chain = s.recv.chain + 1
 	}
-	ss, err := s.openKEM(h, r.chain, own)
+	if err := s.fitsChain(h, it.Initial, r.chain); err != nil {
+		return Opened{}, err
+	}
+	ss, err := openKEM(h, own)
 	if err != nil {
 		return Opened{}, err
 	}
@@ -411,7 +425,7 @@ func (s *Session) receiveStep(h *header, message []byte, own ownKeys) (Opened, e
 	if err != nil {
 		return Opened{}, err
 	}
-	payload, err := openBody(&mk, &s.ad, message)
+	payload, err := openBody(&mk, &s.ad, it.Message)
 	if err != nil {
 		return Opened{}, err
 	}
@@ -449,10 +463,7 @@ func (s *Session) closeChain(pn uint32) ([]closed, []SkippedKey, error) {
 }
 
 // openKEM checks the header's ML-KEM fields and opens the ciphertext.
-func (s *Session) openKEM(h *header, chain uint32, own ownKeys) ([]byte, error) {
-	if h.flag() != s.flagOf(chain) {
-		return nil, fmt.Errorf("header flag %d in chain %d: %w", h.flag(), chain, ErrBad)
-	}
+func openKEM(h *header, own ownKeys) ([]byte, error) {
 	if err := checkEncapsulationKey(h.ek()); err != nil {
 		return nil, err
 	}

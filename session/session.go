@@ -78,7 +78,10 @@ type Session struct {
 	initiatorKey [32]byte // IK of the end that began it
 	ad           [32]byte // transcript hash T, bound into every message
 	rk           Key
-	nhks, nhkr   Key // header keys of the next chain, sending and receiving
+
+	initialDigest [32]byte // of the initial header that began the session
+
+	nhks, nhkr Key // header keys of the next chain, sending and receiving
 
 	send    *sending   // the live sending chain; nil while a sending step is due
 	due     *step      // what the due step needs; exactly one of send and due is set

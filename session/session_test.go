@@ -244,10 +244,10 @@ func TestAFailingStoreOfKeysChangesNothing(t *testing.T) {
 	bob.mustHear(t, alice.say(t, "next").Item, "next")
 	before := bob.Marshal()
 	broken := errors.New("disk")
-	if _, err := bob.Decrypt(must(ParseItem(late.Item))(t).Message, failingStore{broken}); !errors.Is(err, broken) {
+	if _, err := bob.Decrypt(must(ParseItem(late.Item))(t), failingStore{broken}); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := bob.Decrypt(must(ParseItem(late.Item))(t).Message, nil); !errors.Is(err, ErrDuplicate) {
+	if _, err := bob.Decrypt(must(ParseItem(late.Item))(t), nil); !errors.Is(err, ErrDuplicate) {
 		t.Errorf("got %v", err)
 	}
 	if !bytes.Equal(before, bob.Marshal()) {
@@ -479,7 +479,7 @@ func TestAReplayedHandshakeNamesTheSameSession(t *testing.T) {
 	if it.Initial.ID() != s1.ID() {
 		t.Error("a replay has another id")
 	}
-	if _, err := s1.Decrypt(it.Message, nil); !errors.Is(err, ErrDuplicate) {
+	if _, err := s1.Decrypt(it, nil); !errors.Is(err, ErrDuplicate) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -605,6 +605,26 @@ func item2(in *Initial, message []byte, at int, value byte) []byte {
 	raw := in.marshal()
 	raw[at] = value
 	return append(canon.AppendLP([]byte{1}, raw), message...)
+}
+
+func TestTheInitialHeaderIsPartOfEachFirstMessage(t *testing.T) {
+	a, b := newPerson(t, "alice"), newPerson(t, "bob")
+	alice, bob := meet(t, a, b, true)
+	item := alice.say(t, "two").Item
+	it := must(ParseItem(item))(t)
+	bob.refuses(t, append([]byte{byte(KindMessage)}, it.Message...), ErrBad)
+	bob.refuses(t, flip(item, 5+2+16+32), ErrBad) // the number of the signed prekey
+	bob.mustHear(t, item, "two")
+	header := item[1 : len(item)-len(it.Message)]
+	alice.mustHear(t, bob.say(t, "answer").Item, "answer")
+	for _, text := range []string{"a step", "in the chain"} {
+		later := alice.say(t, text).Item
+		bob.refuses(t, append(append([]byte{byte(KindInitial)}, header...), later[1:]...), ErrBad)
+		bob.mustHear(t, later, text)
+	}
+	// Alice's own header thrown back at her.
+	fromBob := bob.say(t, "more").Item
+	alice.refuses(t, append(append([]byte{byte(KindInitial)}, header...), fromBob[1:]...), ErrBad)
 }
 
 // Negative tests of the ratchet.
@@ -830,7 +850,7 @@ func TestPayloadsOfEverySizeTravel(t *testing.T) {
 	if _, err := alice.Encrypt(make([]byte, MaxPayload+1), rand.Reader); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := bob.Decrypt(make([]byte, MaxItem+1), nil); !errors.Is(err, ErrBad) {
+	if _, err := bob.Decrypt(Item{Kind: KindMessage, Message: make([]byte, MaxItem+1)}, nil); !errors.Is(err, ErrBad) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -893,7 +913,7 @@ func TestDamagedStateIsRefused(t *testing.T) {
 	}
 	for name, change := range map[string]func(s *Session){
 		"chain out of turn":       func(s *Session) { s.due.chain++ },
-		"floor beyond a chain":    func(s *Session) { s.due.floor = MaxChain + 1 },
+		"floor beyond a jump":     func(s *Session) { s.due.floor = MaxJump + 1 },
 		"position beyond a chain": func(s *Session) { s.recv.n = MaxChain + 1 },
 		"more skipped than seen":  func(s *Session) { s.recv.skipped = s.recv.n },
 		"earlier chain too new":   func(s *Session) { s.closed[0].chain = s.recv.chain },

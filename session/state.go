@@ -23,7 +23,7 @@ const (
 
 // Sizes of the parts of a marshalled state.
 const (
-	stateFixed     = 2 + 16 + 32 + 16 + 32 + 32 + 32 + 64
+	stateFixed     = 2 + 16 + 32 + 16 + 4*32 + 64
 	stateSending   = 8 + 64 + 32 + kemSeed + headerSize
 	stateStep      = 12 + ekSize
 	stateReceived  = 12 + 64 + 32
@@ -40,7 +40,7 @@ func (s *Session) Marshal() []byte {
 // Append appends the bytes of Marshal to dst.
 func (s *Session) Append(dst []byte) []byte {
 	w := appender(append(dst, stateVersion, s.stateFlags()))
-	w.raw(s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:])
+	w.raw(s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.initialDigest[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:])
 	if s.due != nil {
 		w.u32(s.due.chain, s.due.pn, s.due.floor)
 		w.raw(s.due.ek[:])
@@ -107,7 +107,9 @@ func Unmarshal(b []byte) (*Session, error) {
 	}
 	flags := r.U8()
 	s := &Session{initiator: flags&stateInitiator != 0}
-	for _, field := range [][]byte{s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:]} {
+	for _, field := range [][]byte{
+		s.id[:], s.peerAccount[:], s.peerDevice[:], s.initiatorKey[:], s.initialDigest[:], s.ad[:], s.rk[:], s.nhks[:], s.nhkr[:],
+	} {
 		r.Copy(field)
 	}
 	if flags&stateDue != 0 {
@@ -185,7 +187,7 @@ func (s *Session) plausible() bool {
 		next++
 	}
 	switch {
-	case s.due != nil && (s.due.chain != next || s.due.floor > MaxChain || s.due.pn > MaxChain):
+	case s.due != nil && (s.due.chain != next || s.due.floor > MaxJump || s.due.pn > MaxChain):
 		return false
 	case s.send != nil && (s.send.chain != next || s.send.n > MaxChain):
 		return false
