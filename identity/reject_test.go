@@ -60,11 +60,16 @@ func TestEveryObjectIsRefusedWhenCutAnywhereOrFollowedByAnything(t *testing.T) {
 }
 
 func TestEverySignedObjectIsRefusedWithAnyByteFlipped(t *testing.T) {
+	card := newPerson("ana").card
 	for _, o := range objects() {
 		if strings.HasSuffix(o.name, "secret") {
 			continue // nothing to check random keys against; the vault binds them
 		}
-		for n := range o.bytes {
+		inside := bytes.Index(o.bytes, card) // a bundle's card: its bytes are flipped on their own
+		for n := 0; n < len(o.bytes); n += flipStride {
+			if inside > 0 && n > inside && n < inside+len(card) {
+				n = inside + len(card)
+			}
 			bad := bytes.Clone(o.bytes)
 			bad[n] ^= 1 << (n % 8)
 			if err := o.parse(bad); !named(err) {

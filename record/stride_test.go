@@ -1,0 +1,6 @@
+//go:build !race
+
+package record
+
+// flipStride: every byte is flipped.
+const flipStride = 1
