@@ -1,0 +1,83 @@
+package store
+
+import (
+	"fmt"
+	"os"
+)
+
+// ballastFile is given up to get a store on a full disk open again: the engine needs room merely to start.
+const ballastFile = "ballast"
+
+// openNeeds is how much the engine may write while it opens.
+const openNeeds = 64 << 20
+
+func writeZeros(f *os.File, size int64) error {
+	zeros := make([]byte, 1<<20)
+	for size > 0 {
+		n, err := f.Write(zeros[:min(size, int64(len(zeros)))])
+		if err != nil {
+			return err
+		}
+		size -= int64(n)
+	}
+	return nil
+}
+
+// makeRoom gives the ballast up when the disk is too full for the engine to start.
+func makeRoom(d disk, cfg Config) error {
+	if cfg.Reserve < 0 {
+		return nil
+	}
+	needs := min(cfg.Reserve, openNeeds)
+	free, err := freeSpace(cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("store: ask for free space: %w", err)
+	}
+	if free >= needs {
+		return nil
+	}
+	if err := os.Remove(cfg.path(ballastFile)); err == nil {
+		cfg.Log.Warn("store: the disk is full; the ballast file was given up to start")
+		if free, err = freeSpace(cfg.Dir); err != nil {
+			return fmt.Errorf("store: ask for free space: %w", err)
+		}
+	}
+	if free < needs {
+		return fmt.Errorf("store: open %s: %d MiB free, %d MiB needed: %w", cfg.Dir, free>>20, needs>>20, ErrFull)
+	}
+	return nil
+}
+
+// makeBallast puts the ballast file in place when there is room for it above the reserve.
+func makeBallast(d disk, cfg Config) error {
+	path := cfg.path(ballastFile)
+	if cfg.Ballast < 0 || cfg.Reserve < 0 {
+		return nil
+	}
+	if info, err := os.Stat(path); err == nil && info.Size() == cfg.Ballast {
+		return nil
+	}
+	free, err := freeSpace(cfg.Dir)
+	if err != nil || free-cfg.Ballast < cfg.Reserve {
+		return err
+	}
+	d.pass(stepBallast, "before write")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("store: make ballast: %w", err)
+	}
+	err = allocate(f, cfg.Ballast)
+	d.pass(stepBallast, "before sync")
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(path)
+		return fmt.Errorf("store: make ballast: %w", err)
+	}
+	d.pass(stepBallast, "after sync")
+	return nil
+}

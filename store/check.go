@@ -1,0 +1,230 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// startBudget is how many bytes of tables a start reads through; Run reads the rest.
+const startBudget = 96 << 20
+
+// inspect reads the engine's files before the engine does. The engine would cut its write-ahead log at the first bad byte,
+// take a bad block for an absent key, and crash on a bad footer.
+func (s *Store) inspect(was sentinel) ([]Damage, error) {
+	files, err := openEngineFiles(s.cfg.Dir, s.keys.db)
+	if err != nil {
+		return nil, stop("the engine's files", err)
+	}
+	defer files.close()
+	var found []Damage
+	var newest uint64
+	for _, t := range files.live {
+		n, err := files.checkTable(t, &s.keys, s.rows)
+		newest = max(newest, n)
+		if err != nil {
+			found = append(found, Damage{Where: "table " + strconv.FormatUint(t.id, 10), What: err.Error()})
+		}
+	}
+	for _, name := range files.logs {
+		err := files.readLog(name, false, func(e rawEntry) error {
+			newest = max(newest, s.commitOf(e))
+			return nil
+		})
+		if err != nil {
+			found = append(found, Damage{Where: filepath.Base(name), What: err.Error()})
+		}
+	}
+	promised := was.Commit
+	head, err := os.ReadFile(s.cfg.path(headName))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, fmt.Errorf("store: read commit head: %w", err)
+	}
+	promised = max(promised, parseHead(head))
+	if newest < promised && len(found) == 0 {
+		found = append(found, Damage{Where: "the engine's files",
+			What: fmt.Sprintf("they end at commit %d, %d was acknowledged: cut short, deleted, or an older copy", newest, promised)})
+	}
+	return found, nil
+}
+
+// commitOf reads the commit number if the entry is the row of counters.
+func (s *Store) commitOf(e rawEntry) uint64 {
+	if len(e.key) != 1 || table(e.key[0]) != tState || e.deleted {
+		return 0
+	}
+	plain, err := s.rows.open(nil, e.key, e.value)
+	if err != nil {
+		return 0
+	}
+	var state counters
+	if decode(plain, &state) != nil {
+		return 0
+	}
+	return state.Commit
+}
+
+// keptCopies is how many copies of the engine's two irreplaceable files are kept, the newest being 1.
+const keptCopies = 3
+
+// keepCopies copies MANIFEST and KEYREGISTRY as the last run left them.
+func (s *Store) keepCopies() error {
+	if err := os.MkdirAll(s.cfg.path(keepDir), 0o700); err != nil {
+		return fmt.Errorf("store: make directory: %w", err)
+	}
+	for _, name := range []string{badger.ManifestFilename, badger.KeyRegistryFileName} {
+		b, err := os.ReadFile(filepath.Join(s.cfg.path(engineDir), name))
+		if os.IsNotExist(err) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("store: copy %s: %w", name, err)
+		}
+		copyName := func(n int) string { return filepath.Join(s.cfg.path(keepDir), name+"."+strconv.Itoa(n)) }
+		if newest, err := os.ReadFile(copyName(1)); err == nil && slices.Equal(newest, b) {
+			continue
+		}
+		for n := keptCopies - 1; n >= 1; n-- {
+			if err := os.Rename(copyName(n), copyName(n+1)); err != nil && !os.IsNotExist(err) {
+				return fmt.Errorf("store: copy %s: %w", name, err)
+			}
+		}
+		if err := s.disk.replace(stepCopies, copyName(1), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DeepReport is what a Deep check read.
+type DeepReport struct {
+	Rows     int
+	Messages int
+	Damage   []Damage
+}
+
+// Deep reads everything there is: every table's checksums, every row, every conversation's count, every index. It only reads,
+// and what it finds makes the store read-only.
+func (s *Store) Deep(ctx context.Context) (DeepReport, error) {
+	var report DeepReport
+	if err := s.db.VerifyChecksum(); err != nil {
+		s.note(Damage{Where: "tables", What: err.Error()})
+	}
+	err := s.View(func(tx *Tx) error {
+		for _, check := range []func(context.Context, *DeepReport) error{tx.deepRows, tx.deepTalks, tx.deepIndexes} {
+			if err := check(ctx, &report); err != nil && !errors.Is(err, ErrDamaged) {
+				return err
+			}
+		}
+		return nil
+	})
+	report.Damage = s.Damage()
+	return report, err
+}
+
+// deepRows opens every row. It goes on behind one that does not open.
+func (tx *Tx) deepRows(ctx context.Context, report *DeepReport) error {
+	it := tx.read.NewIterator(badger.IteratorOptions{})
+	defer it.Close()
+	for it.Rewind(); it.Valid(); it.Next() {
+		if report.Rows++; report.Rows%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		k := it.Item().KeyCopy(nil)
+		if _, ok := tableNames[table(k[0])]; !ok {
+			_ = tx.s.damaged(k, errors.New("key of no known table"))
+			continue
+		}
+		_, _ = tx.openItem(k, it.Item()) // notes what is wrong
+	}
+	return nil
+}
+
+// deepTalks recounts every block of every conversation and the conversations' totals.
+func (tx *Tx) deepTalks(ctx context.Context, report *DeepReport) error {
+	talks, err := tx.talks()
+	if err != nil {
+		return err
+	}
+	for _, c := range talks {
+		sum := tally{Last: c.total.Last}
+		for block := uint64(0); block <= c.total.Last/blockRows; block++ {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			n, err := tx.checkBlock(c.id, block)
+			report.Messages += n
+			if err != nil && !errors.Is(err, ErrDamaged) {
+				return err
+			}
+			part, err := tx.tally(blockKey(c.id, block))
+			if err != nil {
+				return err
+			}
+			sum.Count += part.Count
+			sum.mix(part.Sum)
+		}
+		if sum != c.total {
+			_ = tx.s.damaged(key(tTally, c.id[:]), errors.New("the parts of a conversation do not add up"))
+		}
+	}
+	return nil
+}
+
+// deepIndexes follows every index to its row.
+func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
+	return errors.Join(
+		tx.follow(ctx, tOrder, func(k, _ []byte) []byte { return key(tMessage, k[1:17], k[25:]) }),
+		tx.follow(ctx, tMessageID, func(_, plain []byte) []byte {
+			var at place
+			if decode(plain, &at) != nil || at.Seq == 0 {
+				return nil
+			}
+			return messageKey(at.Conv, at.Seq)
+		}),
+		tx.follow(ctx, tOutgoingMsg, func(k, _ []byte) []byte { return key(tOutgoing, k[17:]) }),
+		tx.follow(ctx, tSessionID, func(k, plain []byte) []byte {
+			var owner sessionOwner
+			if decode(plain, &owner) != nil {
+				return nil
+			}
+			return key(tSession, owner.Account[:], owner.Device[:], k[1:])
+		}),
+		tx.follow(ctx, tInviteName, func(_, plain []byte) []byte { return key(tInvite, plain) }),
+	)
+}
+
+func (tx *Tx) follow(ctx context.Context, t table, target func(k, plain []byte) []byte) error {
+	return tx.iterate(scan{prefix: key(t)}, func(k, plain []byte) (bool, error) {
+		to := target(k, plain)
+		if to == nil {
+			return true, ctx.Err()
+		}
+		_, err := tx.getRaw(to)
+		_ = tx.s.danglingIndex(k, err) // notes it
+		return true, ctx.Err()
+	})
+}
+
+// tableID reads the number in a table's file name.
+func tableID(name string) (uint64, bool) {
+	base := filepath.Base(name)
+	id, err := strconv.ParseUint(base[:max(0, len(base)-len(".sst"))], 10, 64)
+	return id, err == nil
+}
+
+// version splits an engine key into ours and the version behind it.
+func version(k []byte) ([]byte, uint64, bool) {
+	if len(k) < 9 {
+		return nil, 0, false
+	}
+	n := len(k) - 8
+	return k[:n], ^binary.BigEndian.Uint64(k[n:]), true
+}

@@ -1,0 +1,443 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/dgraph-io/badger/v4"
+)
+
+// Files of a store's directory (PROTOCOL A.1). The engine has its own directory beside them.
+const (
+	lockName     = "lock"
+	sentinelName = "sentinel"
+	pageName     = "vault.keys"
+	floorName    = "floor.log"
+	headName     = "commit.head"
+	keepDir      = "keep"
+	readableDir  = "readable"
+)
+
+// checkedRows is how many of the newest messages every start recounts.
+const checkedRows = 1000
+
+// Open opens the store of a directory, or makes one:
+//
+//  1. look: who owns the directory, which format, is somebody using it, do the files agree;
+//  2. make room, read the keys, read the engine's files ourselves and compare them with what was acknowledged;
+//  3. only then let the engine open them: it repairs by forgetting;
+//  4. look at what it gave back: counters, the vault's rows, the newest messages.
+//
+// Damage found in 2 gives a read-only store over a salvaged copy, in 4 a read-only store; Damage and the log say what to do.
+// When nothing can be read safely the error is ErrDamaged.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	cfg = cfg.withDefaults()
+	s := &Store{cfg: cfg, log: cfg.Log, disk: disk{cfg.Fault}, news: make(chan struct{})}
+	var err error
+	if s.keys, err = deriveKeys(cfg.Root); err != nil {
+		return nil, err
+	}
+	if s.rows, err = newSealer(s.keys.row); err != nil {
+		return nil, err
+	}
+	if cfg.InMemory {
+		return s, s.openInMemory()
+	}
+	if err := ownDirectory(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if _, _, err := readSentinel(cfg); errors.Is(err, ErrNewerFormat) {
+		return nil, err // before the lock file is made: not a byte is changed
+	}
+	if s.lock, err = lockFile(cfg.path(lockName)); err != nil {
+		return nil, err
+	}
+	opened, err := s.openLocked(ctx)
+	if err != nil {
+		_ = s.lock.Close()
+		return nil, err
+	}
+	return opened, nil
+}
+
+func (s *Store) openInMemory() (err error) {
+	s.floor = newFloor(s.disk, "", s.keys.floor)
+	first, err := randomEpoch(1)
+	if err != nil {
+		return err
+	}
+	s.ring = &ring{now: first}
+	s.db, err = openEngine(engineOptions(s.cfg, s.keys.db))
+	return err
+}
+
+// ownDirectory makes the directory, or checks that it is one of ours and closes it to others.
+func ownDirectory(dir string) error {
+	info, err := os.Lstat(dir)
+	if os.IsNotExist(err) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("store: make directory: %w", err)
+		}
+		return nil
+	}
+	switch {
+	case err != nil:
+		return fmt.Errorf("store: look at directory: %w", err)
+	case info.Mode()&os.ModeSymlink != 0:
+		return fmt.Errorf("store: %s is a symbolic link: give the real directory", dir)
+	case !info.IsDir():
+		return fmt.Errorf("store: %s is not a directory", dir)
+	case foreign(info):
+		return fmt.Errorf("store: %s belongs to another user: take it over or choose another directory", dir)
+	case info.Mode().Perm()&0o200 == 0:
+		return fmt.Errorf("store: %s is read-only: allow its owner to write", dir)
+	}
+	if info.Mode().Perm() != 0o700 {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return fmt.Errorf("store: close directory to others: %w", err)
+		}
+	}
+	return nil
+}
+
+// readSentinel returns the sentinel and whether there is one.
+func readSentinel(cfg Config) (sentinel, bool, error) {
+	b, err := os.ReadFile(cfg.path(sentinelName))
+	if os.IsNotExist(err) {
+		return sentinel{}, false, nil
+	}
+	if err != nil {
+		return sentinel{}, false, fmt.Errorf("store: read sentinel: %w", err)
+	}
+	s, err := parseSentinel(b)
+	return s, true, err
+}
+
+// stop is damage that leaves nothing to open.
+func stop(where string, cause error) error {
+	return fmt.Errorf("store: %s: %w: %w", where, cause, ErrDamaged)
+}
+
+func (s *Store) openLocked(ctx context.Context) (*Store, error) {
+	cfg := s.cfg
+	was, known, err := readSentinel(cfg)
+	if errors.Is(err, errSentinel) {
+		return nil, stop(sentinelName, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := agree(cfg, was, known); err != nil {
+		return nil, err
+	}
+	if err := makeRoom(s.disk, cfg); err != nil {
+		return nil, err
+	}
+	if !known {
+		if was, err = s.create(); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.openPage(); err != nil {
+		return nil, err
+	}
+	if !was.Fresh {
+		found, err := s.inspect(was)
+		if err != nil {
+			return nil, err
+		}
+		if len(found) > 0 {
+			_ = s.page.close()
+			return s.openReadable(ctx, found)
+		}
+	}
+	if err := s.openFiles(ctx, was); err != nil {
+		_ = s.shut()
+		return nil, err
+	}
+	return s, nil
+}
+
+// agree compares the sentinel with the directory. An engine that misses its MANIFEST deletes all tables, one that misses its
+// key registry makes a new one: neither may be let near such a directory.
+func agree(cfg Config, was sentinel, known bool) error {
+	present := func(name string) bool {
+		_, err := os.Lstat(filepath.Join(cfg.Dir, engineDir, name))
+		return err == nil
+	}
+	tables, err := engineFiles(cfg.Dir, ".sst")
+	if err != nil {
+		return fmt.Errorf("store: list engine files: %w", err)
+	}
+	logs, err := engineFiles(cfg.Dir, ".mem")
+	if err != nil {
+		return fmt.Errorf("store: list engine files: %w", err)
+	}
+	files := len(tables)+len(logs) > 0 || present(badger.ManifestFilename)
+	switch {
+	case !known && files:
+		return stop(sentinelName, errors.New("it is missing beside a database"))
+	case known && !was.Fresh && !present(badger.ManifestFilename), files && !present(badger.ManifestFilename) && !was.Fresh:
+		return stop(badger.ManifestFilename, errors.New("it is missing"))
+	case known && !was.Fresh && !present(badger.KeyRegistryFileName):
+		return stop(badger.KeyRegistryFileName, errors.New("it is missing"))
+	case was.Clean && int(was.Tables) > len(tables):
+		return nil // inspect names the missing one and salvages the rest
+	}
+	return nil
+}
+
+// create writes the small files of a new store. The sentinel comes last: until it is there, a start begins anew.
+func (s *Store) create() (sentinel, error) {
+	if err := os.MkdirAll(s.cfg.path(engineDir), 0o700); err != nil {
+		return sentinel{}, fmt.Errorf("store: make directory: %w", err)
+	}
+	if err := createPage(s.disk, s.cfg.path(pageName), s.keys.page); err != nil {
+		return sentinel{}, err
+	}
+	floor := newFloor(s.disk, s.cfg.path(floorName), s.keys.floor)
+	if err := errors.Join(floor.rewrite(), floor.close()); err != nil {
+		return sentinel{}, err
+	}
+	fresh := sentinel{Format: Format, Fresh: true, Created: s.now()}
+	return fresh, s.disk.replace(stepSentinel, s.cfg.path(sentinelName), fresh.marshal())
+}
+
+// openPage reads the key page.
+func (s *Store) openPage() error {
+	b, err := os.ReadFile(s.cfg.path(pageName))
+	if os.IsNotExist(err) {
+		return stop(pageName, errors.New("it is missing: the secrets are lost, messages and contacts can be salvaged"))
+	}
+	if err != nil {
+		return fmt.Errorf("store: read key page: %w", err)
+	}
+	r, current, err := readRing(s.keys.page, b)
+	if err != nil {
+		return stop(pageName, err)
+	}
+	f, err := os.OpenFile(s.cfg.path(pageName), os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("store: open key page: %w", err)
+	}
+	s.ring, s.slot = r, current
+	s.page = &keyPage{f: f, disk: s.disk}
+	return nil
+}
+
+// openFiles lets the engine and the logs open, and checks what they hold.
+func (s *Store) openFiles(ctx context.Context, was sentinel) error {
+	if err := s.openFloor(was); err != nil {
+		return err
+	}
+	if !was.Clean && !was.Fresh && s.cfg.Probe != nil {
+		if err := s.cfg.Probe(ctx, s.cfg.Dir); err != nil {
+			return stop("the engine's files", err)
+		}
+	}
+	if err := s.keepCopies(); err != nil {
+		return err
+	}
+	s.sentinel = sentinel{Format: Format, Created: was.Created, Fresh: was.Fresh, Commit: was.Commit}
+	if err := s.writeSentinel(); err != nil {
+		return err
+	}
+	err := s.disk.around(stepEngineOpen, func() (err error) {
+		s.db, err = openEngine(engineOptions(s.cfg, s.keys.db))
+		return err
+	})
+	if err != nil {
+		return stop("the engine's files", err)
+	}
+	if s.sentinel.Fresh {
+		s.sentinel.Fresh = false
+		if err := s.writeSentinel(); err != nil {
+			return err
+		}
+	}
+	if s.head, err = os.OpenFile(s.cfg.path(headName), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+		return fmt.Errorf("store: open commit head: %w", err)
+	}
+	if err := s.checkStart(); err != nil {
+		return err
+	}
+	s.settleVault()
+	if err := makeBallast(s.disk, s.cfg); err != nil {
+		s.log.Warn("store: no ballast file", "error", err)
+	}
+	closeToOthers(s.cfg.path(engineDir))
+	return ctx.Err()
+}
+
+func (s *Store) writeSentinel() error {
+	return s.disk.replace(stepSentinel, s.cfg.path(sentinelName), s.sentinel.marshal())
+}
+
+// openFloor reads the send floor. One that is damaged is repaired in checkStart, when the sessions are known.
+func (s *Store) openFloor(was sentinel) error {
+	s.floor = newFloor(s.disk, s.cfg.path(floorName), s.keys.floor)
+	b, err := os.ReadFile(s.cfg.path(floorName))
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("store: read send floor: %w", err)
+	}
+	given, err := parseFloor(b, s.keys.floor, was.Clean)
+	if err == nil && was.Clean && floorHash(marshalFloor(given, s.keys.floor)) != was.Floor {
+		err = errFloor
+	}
+	if err != nil {
+		s.log.Warn("store: every session will be reset before it sends again", "error", err)
+		s.floor.lost = true
+		return nil
+	}
+	s.floor.begin(given)
+	return s.floor.rewrite()
+}
+
+// checkStart reads what the engine gave back: counters, the vault, the newest messages. What it finds makes the store
+// read-only.
+func (s *Store) checkStart() error {
+	err := s.View(func(tx *Tx) error {
+		state, err := get[counters](tx, key(tState))
+		if _, err = found(err); err != nil {
+			return err
+		}
+		s.state = state
+		if s.floor.lost {
+			if err := tx.resetFloor(); err != nil {
+				return err
+			}
+		}
+		if err := tx.checkVault(); err != nil {
+			return err
+		}
+		return tx.checkNewest(checkedRows)
+	})
+	if errors.Is(err, ErrDamaged) {
+		return nil // noted: read-only
+	}
+	return err
+}
+
+// resetFloor puts every session there is behind its floor: what its lost log promised is unknown.
+func (tx *Tx) resetFloor() error {
+	given := map[floorTag]position{}
+	err := tx.iterate(scan{prefix: key(tSessionID), keysOnly: true}, func(k, _ []byte) (bool, error) {
+		given[tx.s.floor.tag([16]byte(k[1:]))] = resetPosition
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	tx.s.floor.begin(given)
+	return tx.s.floor.rewrite()
+}
+
+// settleVault ends a change of epoch that a crash cut off, and clears a slot that it tore.
+func (s *Store) settleVault() {
+	if s.usable() != nil {
+		return
+	}
+	s.epochMu.Lock()
+	defer s.epochMu.Unlock()
+	b, err := os.ReadFile(s.cfg.path(pageName))
+	if err == nil {
+		var slots [2]slot
+		if slots, err = parsePage(b); err == nil && slots[1-s.slot].state != slotEmpty {
+			err = s.finishEpoch()
+		}
+	}
+	if err != nil {
+		s.log.Warn("store: a change of epoch stays unfinished until later", "error", err)
+	}
+}
+
+// closeToOthers takes group and others off the engine's files; their directory is closed anyway.
+func closeToOthers(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		_ = os.Chmod(filepath.Join(dir, e.Name()), 0o600)
+	}
+}
+
+// Close ends the epoch if the vault changed, lets queued writes finish, and marks the shutdown as clean. Views that are under
+// way are waited for.
+func (s *Store) Close() error {
+	s.queue.mu.Lock()
+	again := s.queue.closed
+	s.queue.closed = true
+	s.queue.mu.Unlock()
+	if again {
+		return nil
+	}
+	last := s.submit(func(*Tx) error { return nil }, true).Wait() // whatever was queued is done
+	var err error
+	if last == nil && !s.cfg.InMemory && s.vaultChanged.Load() {
+		err = s.NewEpoch()
+	}
+	s.mu.Lock()
+	s.closed = true
+	clean := s.failed == nil && len(s.damage) == 0 && s.outer == nil
+	s.mu.Unlock()
+	s.views.Wait()
+	if s.cfg.InMemory {
+		return errors.Join(err, s.db.Close())
+	}
+	return errors.Join(err, s.closeFiles(clean))
+}
+
+func (s *Store) closeFiles(clean bool) error {
+	err := s.disk.around(stepEngineShut, s.db.Close)
+	s.db = nil
+	closeToOthers(s.cfg.path(engineDir))
+	if clean && err == nil {
+		err = s.markClean()
+	}
+	err = errors.Join(err, s.shut())
+	if s.outer != nil {
+		err = errors.Join(err, s.outer.shut())
+	}
+	return err
+}
+
+// markClean lets the next start trust every number exactly.
+func (s *Store) markClean() error {
+	if err := s.head.Sync(); err != nil {
+		return fmt.Errorf("store: sync commit head: %w", err)
+	}
+	hash, err := s.floor.settle()
+	if err != nil {
+		return err
+	}
+	tables, err := engineFiles(s.cfg.Dir, ".sst")
+	if err != nil {
+		return fmt.Errorf("store: list engine files: %w", err)
+	}
+	s.sentinel.Clean, s.sentinel.Tables, s.sentinel.Commit, s.sentinel.Floor = true, uint32(len(tables)), s.state.Commit, hash
+	return s.writeSentinel()
+}
+
+// shut closes whatever is open, in any state.
+func (s *Store) shut() error {
+	var errs []error
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.floor != nil {
+		errs = append(errs, s.floor.close())
+	}
+	if s.head != nil {
+		errs = append(errs, s.head.Close())
+	}
+	errs = append(errs, s.page.close())
+	if s.lock != nil {
+		errs = append(errs, s.lock.Close())
+	}
+	s.db, s.head, s.page, s.lock = nil, nil, nil, nil
+	return errors.Join(errs...)
+}

@@ -1,0 +1,194 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Session is one double ratchet with one device; its state is opaque here and lives in the vault.
+type Session struct {
+	ID       [16]byte  `cbor:"1,keyasint"`
+	Account  [32]byte  `cbor:"2,keyasint"`
+	Device   [16]byte  `cbor:"3,keyasint"`
+	State    []byte    `cbor:"4,keyasint"`
+	Created  time.Time `cbor:"5,keyasint,omitzero"`
+	LastUsed time.Time `cbor:"6,keyasint,omitzero"`
+	Archived bool      `cbor:"7,keyasint,omitempty"` // received on, never sent on
+}
+
+// String keeps the ratchet out of logs.
+func (Session) String() string { return hidden }
+
+// GoString keeps the ratchet out of logs.
+func (Session) GoString() string { return hidden }
+
+type sessionOwner struct {
+	Account [32]byte `cbor:"1,keyasint"`
+	Device  [16]byte `cbor:"2,keyasint"`
+}
+
+// PutSession writes a session's state.
+func (tx *Tx) PutSession(row Session) error {
+	known, err := tx.has(key(tSessionID, row.ID[:]))
+	if err != nil {
+		return err
+	}
+	if !known {
+		if err := put(tx, key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}); err != nil {
+			return err
+		}
+	}
+	return put(tx, key(tSession, row.Account[:], row.Device[:], row.ID[:]), row)
+}
+
+// Session returns one session by its id.
+func (tx *Tx) Session(id [16]byte) (Session, error) {
+	owner, err := get[sessionOwner](tx, key(tSessionID, id[:]))
+	if err != nil {
+		return Session{}, err
+	}
+	return get[Session](tx, key(tSession, owner.Account[:], owner.Device[:], id[:]))
+}
+
+// Sessions returns the sessions with one device, newest use first.
+func (tx *Tx) Sessions(account [32]byte, device [16]byte) ([]Session, error) {
+	rows, err := all[Session](tx, key(tSession, account[:], device[:]))
+	newestUseFirst(rows)
+	return rows, err
+}
+
+// AccountSessions returns the sessions with every device of an account, newest use first.
+func (tx *Tx) AccountSessions(account [32]byte) ([]Session, error) {
+	rows, err := all[Session](tx, key(tSession, account[:]))
+	newestUseFirst(rows)
+	return rows, err
+}
+
+// AllSessions returns every session there is.
+func (tx *Tx) AllSessions() ([]Session, error) { return all[Session](tx, key(tSession)) }
+
+func newestUseFirst(rows []Session) {
+	slices.SortStableFunc(rows, func(a, b Session) int { return b.LastUsed.Compare(a.LastUsed) })
+}
+
+// DeleteSession removes a session and the skipped keys of all its chains.
+func (tx *Tx) DeleteSession(id [16]byte) error {
+	owner, err := get[sessionOwner](tx, key(tSessionID, id[:]))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, err := tx.dropSkipped(key(tSkipped, id[:])); err != nil {
+		return err
+	}
+	if err := tx.delete(key(tSession, owner.Account[:], owner.Device[:], id[:])); err != nil {
+		return err
+	}
+	return tx.delete(key(tSessionID, id[:]))
+}
+
+type skippedRow struct {
+	Key [32]byte  `cbor:"1,keyasint"`
+	At  time.Time `cbor:"2,keyasint"`
+}
+
+func skippedKey(session [16]byte, chain, n uint32) []byte {
+	return key(tSkipped, session[:], u32(chain), u32(n))
+}
+
+// PutSkipped keeps the key of a message that has not come yet.
+func (tx *Tx) PutSkipped(session [16]byte, chain, n uint32, messageKey [32]byte, at time.Time) error {
+	return put(tx, skippedKey(session, chain, n), skippedRow{Key: messageKey, At: at})
+}
+
+// FindSkipped returns a kept message key.
+func (tx *Tx) FindSkipped(session [16]byte, chain, n uint32) (messageKey [32]byte, ok bool, err error) {
+	row, err := get[skippedRow](tx, skippedKey(session, chain, n))
+	ok, err = found(err)
+	return row.Key, ok, err
+}
+
+// DeleteSkipped removes a message key that was used.
+func (tx *Tx) DeleteSkipped(session [16]byte, chain, n uint32) error {
+	return tx.delete(skippedKey(session, chain, n))
+}
+
+// DropSkipped removes the kept keys of one chain with counters from first to last, both included, and says how many there were.
+func (tx *Tx) DropSkipped(session [16]byte, chain, first, last uint32) (int, error) {
+	var gone [][]byte
+	err := tx.iterate(scan{prefix: key(tSkipped, session[:], u32(chain)), from: skippedKey(session, chain, first), keysOnly: true},
+		func(k, _ []byte) (bool, error) {
+			if binary.BigEndian.Uint32(k[len(k)-4:]) > last {
+				return false, nil
+			}
+			gone = append(gone, k)
+			return true, nil
+		})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), tx.deleteKeys(gone)
+}
+
+// dropSkipped removes every kept key under a prefix.
+func (tx *Tx) dropSkipped(prefix []byte) (int, error) {
+	var gone [][]byte
+	err := tx.iterate(scan{prefix: prefix, keysOnly: true}, func(k, _ []byte) (bool, error) {
+		gone = append(gone, k)
+		return true, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), tx.deleteKeys(gone)
+}
+
+func (tx *Tx) deleteKeys(keys [][]byte) error {
+	for _, k := range keys {
+		if err := tx.delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SkippedCount says how many kept keys of a chain an expiry removed.
+type SkippedCount struct {
+	Session [16]byte
+	Chain   uint32
+	Count   int
+}
+
+// ExpireSkipped removes kept keys from before the moment, at most limit of them (0 is 4 000), and says whose they were, so that
+// the sessions can count them off.
+func (tx *Tx) ExpireSkipped(before time.Time, limit int) ([]SkippedCount, error) {
+	if limit <= 0 {
+		limit = maxDeletes
+	}
+	var gone [][]byte
+	var counts []SkippedCount
+	err := tx.iterate(scan{prefix: key(tSkipped)}, func(k, plain []byte) (bool, error) {
+		var row skippedRow
+		if err := decode(plain, &row); err != nil {
+			return false, tx.s.damaged(k, err)
+		}
+		if !row.At.Before(before) {
+			return true, nil
+		}
+		gone = append(gone, k)
+		session, chain := [16]byte(k[1:17]), binary.BigEndian.Uint32(k[17:21])
+		if last := len(counts) - 1; last < 0 || counts[last].Session != session || counts[last].Chain != chain {
+			counts = append(counts, SkippedCount{Session: session, Chain: chain})
+		}
+		counts[len(counts)-1].Count++
+		return len(gone) < limit, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return counts, tx.deleteKeys(gone)
+}
