@@ -44,8 +44,8 @@ type VolunteerConfig struct {
 	DHTKey     ed25519.PrivateKey // DHT server and bootstrap: its own key, so that it never learns inner hosts
 
 	Network         string
-	ServicePort     int      // default 4001
-	DHTPort         int      // default 4002
+	ServicePort     int      // default 4001; negative is any
+	DHTPort         int      // default 4002; negative is any
 	Listen          []string // as Config.Listen
 	AnnounceService []string // multiaddrs to announce instead of what the host finds out
 	AnnounceDHT     []string
@@ -150,7 +150,9 @@ func (v *Volunteer) newHost(role Role, key ed25519.PrivateKey, port int, announc
 		return nil, err
 	}
 	if port < 0 {
-		port = 0 // tests: any port
+		if port, err = freePort(); err != nil {
+			return nil, err
+		}
 	}
 	opts = append(opts,
 		libp2p.ListenAddrStrings(listenAddrs(v.cfg.Listen, port)...),
@@ -433,13 +435,14 @@ func (v *Volunteer) visit(ctx context.Context, info peer.AddrInfo) error {
 
 // VolunteerStatus is what an operator sees.
 type VolunteerStatus struct {
-	Bootstrap, Service []string // addresses with /p2p
-	Connections        int      // of the service host: people's inner hosts and front hosts
-	DHTConnections     int
-	DHTServers         int // other volunteers in the DHT's table
-	Records            int
-	Volunteers         int // other volunteers heard
-	Refused            map[string]uint64
+	Bootstrap      []string          `json:"bootstrap"` // addresses with /p2p
+	Service        []string          `json:"service"`
+	Connections    int               `json:"connections"` // of the service host: people's inner hosts and front hosts
+	DHTConnections int               `json:"dht_connections"`
+	DHTServers     int               `json:"dht_servers"` // other volunteers in the DHT's table
+	Records        int               `json:"records"`
+	Volunteers     int               `json:"volunteers"` // other volunteers heard
+	Refused        map[string]uint64 `json:"refused"`
 }
 
 // Status tells how the volunteer stands.

@@ -1,0 +1,239 @@
+package operator
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Config is config.toml in the home directory; every line may be left out, and flags win over it.
+type Config struct {
+	Port         int      `toml:"port" json:"port"`                   // of the service host, UDP and TCP; 0 is any
+	DHTPort      int      `toml:"dht_port" json:"dht_port"`           // of the DHT host
+	Listen       []string `toml:"listen" json:"listen"`               // IP addresses; empty is all
+	Announce     []string `toml:"announce" json:"announce"`           // IP addresses or names under which the world reaches this machine
+	Peers        []string `toml:"peers" json:"peers"`                 // bootstrap addresses of other volunteers
+	MaxUsers     int      `toml:"max_users" json:"max_users"`         // people served at a time
+	MaxRecords   int      `toml:"max_records" json:"max_records"`     // DHT records kept, of at most 8 KiB
+	AllowPrivate bool     `toml:"allow_private" json:"allow_private"` // serve a closed network with private addresses
+	MDNS         bool     `toml:"mdns" json:"mdns"`                   // announce on the local network
+	Network      string   `toml:"network" json:"network"`             // name of a separate test network
+}
+
+// Ports that people will find in firewalls' documentation.
+const (
+	defaultPort    = 4001
+	defaultDHTPort = 4002
+)
+
+const configName = "config.toml"
+
+func defaultConfig() Config {
+	return Config{Port: defaultPort, DHTPort: defaultDHTPort, MaxUsers: 1000, MaxRecords: 100_000}
+}
+
+// maxConfig bounds the file; a longer one is not ours.
+const maxConfig = 1 << 20
+
+// loadConfig reads config.toml if there is one. A key nobody knows is an error: it would be a wish silently ignored.
+func loadConfig(home string) (Config, error) {
+	c := defaultConfig()
+	path := filepath.Join(home, configName)
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	bad := func(err error) (Config, error) {
+		return c, failed(exitUsage, "config", "Mend it, then: sotto-mailbox config check", fmt.Errorf("%s: %w", path, err))
+	}
+	if err != nil {
+		return bad(err)
+	}
+	if info.Size() > maxConfig {
+		return bad(fmt.Errorf("%d bytes is too long for a configuration", info.Size()))
+	}
+	meta, err := toml.DecodeFile(path, &c)
+	if err != nil {
+		return bad(err)
+	}
+	if unknown := meta.Undecoded(); len(unknown) > 0 {
+		return bad(fmt.Errorf("unknown key %q", unknown[0].String()))
+	}
+	if err := c.check(); err != nil {
+		return bad(err)
+	}
+	return c, nil
+}
+
+// check names the first value that cannot be meant.
+func (c Config) check() error {
+	for _, p := range []struct {
+		name  string
+		value int
+	}{{"port", c.Port}, {"dht_port", c.DHTPort}} {
+		if p.value < 0 || p.value > 65535 {
+			return fmt.Errorf("%s = %d: want 0 to 65535", p.name, p.value)
+		}
+	}
+	if c.Port != 0 && c.Port == c.DHTPort {
+		return fmt.Errorf("port and dht_port are both %d: want two ports", c.Port)
+	}
+	for _, l := range []struct {
+		name       string
+		value, max int
+	}{{"max_users", c.MaxUsers, 1_000_000}, {"max_records", c.MaxRecords, 10_000_000}} {
+		if l.value < 1 || l.value > l.max {
+			return fmt.Errorf("%s = %d: want 1 to %d", l.name, l.value, l.max)
+		}
+	}
+	for _, a := range c.Listen {
+		if _, err := netip.ParseAddr(a); err != nil {
+			return fmt.Errorf("listen %q: want an IP address", a)
+		}
+	}
+	for _, a := range c.Announce {
+		if _, err := hostPart(a); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.Peers {
+		if _, err := peer.AddrInfoFromString(p); err != nil {
+			return fmt.Errorf("peers %q: want a multiaddr that ends in /p2p/ and a peer id", p)
+		}
+	}
+	if strings.ContainsAny(c.Network, "/ _") || len(c.Network) > 32 {
+		return fmt.Errorf("network %q: want a short word", c.Network)
+	}
+	return nil
+}
+
+// hostPart makes an IP address or a name the beginning of a multiaddr.
+func hostPart(s string) (string, error) {
+	bad := fmt.Errorf("announce %q: want an IP address or a host name, without a port", s)
+	if ip, err := netip.ParseAddr(s); err == nil {
+		if ip = ip.Unmap(); ip.IsUnspecified() || ip.Zone() != "" {
+			return "", bad
+		}
+		if ip.Is4() {
+			return "/ip4/" + ip.String(), nil
+		}
+		return "/ip6/" + ip.String(), nil
+	}
+	if strings.ContainsAny(s, "/: ") || !strings.Contains(s, ".") {
+		return "", bad
+	}
+	if _, err := ma.NewMultiaddr("/dns/" + s); err != nil {
+		return "", bad
+	}
+	return "/dns/" + s, nil
+}
+
+// announced are the multiaddrs of one host under every announced name.
+func (c Config) announced(port int) []string {
+	var out []string
+	for _, a := range c.Announce {
+		if host, err := hostPart(a); err == nil {
+			out = append(out, transports(host, port)...)
+		}
+	}
+	return out
+}
+
+// listen are the multiaddrs both hosts listen on, the port left open.
+func (c Config) listen() []string {
+	var out []string
+	for _, a := range c.Listen {
+		if ip, err := netip.ParseAddr(a); err == nil {
+			host := "/ip6/"
+			if ip.Is4() {
+				host = "/ip4/"
+			}
+			out = append(out, transports(host+ip.WithZone("").String(), 0)...)
+		}
+	}
+	return out
+}
+
+func transports(host string, port int) []string {
+	p := strconv.Itoa(port)
+	return []string{host + "/udp/" + p + "/quic-v1", host + "/tcp/" + p}
+}
+
+// flags lets the command line say what config.toml can.
+func (c *Config) flags(f *pflag.FlagSet) {
+	f.IntVar(&c.Port, "port", c.Port, "UDP and TCP port of the relay; 0 is any")
+	f.IntVar(&c.DHTPort, "dht-port", c.DHTPort, "UDP and TCP port of the DHT server; 0 is any")
+	f.StringSliceVar(&c.Listen, "listen", c.Listen, "IP address to listen on (repeatable; default all)")
+	f.StringSliceVar(&c.Announce, "announce", c.Announce, "IP address or name to announce (repeatable; default what the machine finds out)")
+	f.StringSliceVar(&c.Peers, "peer", c.Peers, "bootstrap address of another volunteer (repeatable)")
+	f.IntVar(&c.MaxUsers, "max-users", c.MaxUsers, "people to serve at a time")
+	f.BoolVar(&c.AllowPrivate, "allow-private", c.AllowPrivate, "serve private and loopback addresses: tests, closed networks")
+	f.BoolVar(&c.MDNS, "mdns", c.MDNS, "announce on the local network")
+	f.StringVar(&c.Network, "network", c.Network, "name of a separate test network")
+}
+
+// merge lays the flags that were given over what the file says.
+func merge(file, given Config, f *pflag.FlagSet) Config {
+	set := map[string]func(){
+		"port": func() { file.Port = given.Port }, "dht-port": func() { file.DHTPort = given.DHTPort },
+		"listen": func() { file.Listen = given.Listen }, "announce": func() { file.Announce = given.Announce },
+		"peer": func() { file.Peers = given.Peers }, "max-users": func() { file.MaxUsers = given.MaxUsers },
+		"allow-private": func() { file.AllowPrivate = given.AllowPrivate }, "mdns": func() { file.MDNS = given.MDNS },
+		"network": func() { file.Network = given.Network },
+	}
+	f.Visit(func(flag *pflag.Flag) {
+		if take := set[flag.Name]; take != nil {
+			take()
+		}
+	})
+	return file
+}
+
+func (a *app) configCheckCommand() *cobra.Command {
+	return &cobra.Command{Use: "check", Short: "Check config.toml, keys and ports without serving", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+		c, err := loadConfig(a.home)
+		if err != nil {
+			return err
+		}
+		if _, err := readKeys(a.home); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return failed(exitFailed, "keys", "Keys are files of mode 0600 in "+a.home, err)
+		}
+		running := a.running()
+		if !running {
+			for _, p := range []int{c.Port, c.DHTPort} {
+				if err := portFree(p); err != nil {
+					return failed(exitFailed, "port", "Choose others with port and dht_port in "+filepath.Join(a.home, configName), err)
+				}
+			}
+		}
+		return a.print(map[string]any{"ok": true, "home": a.home, "running": running, "config": c},
+			"ok: %s, relay on port %d, DHT on port %d, up to %d people\n", a.home, c.Port, c.DHTPort, c.MaxUsers)
+	}}
+}
+
+// portFree tries both transports.
+func portFree(port int) error {
+	at := net.JoinHostPort("", strconv.Itoa(port))
+	t, err := net.Listen("tcp", at)
+	if err != nil {
+		return fmt.Errorf("TCP port %d: %w", port, err)
+	}
+	_ = t.Close()
+	u, err := net.ListenPacket("udp", at)
+	if err != nil {
+		return fmt.Errorf("UDP port %d: %w", port, err)
+	}
+	return u.Close()
+}

@@ -1,0 +1,131 @@
+package operator
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"github.com/spf13/cobra"
+
+	"sotto/internal/clock"
+	"sotto/node"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	given := defaultConfig()
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the volunteer until it is stopped", Args: cobra.NoArgs,
+		Long: "Run the volunteer until it is stopped. Keys are made at the first start. What the flags say wins over\nconfig.toml in the home directory.",
+	}
+	given.flags(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		file, err := loadConfig(a.home)
+		if err != nil {
+			return err
+		}
+		c := merge(file, given, cmd.Flags())
+		if err := c.check(); err != nil {
+			return failed(exitUsage, "usage", "See: sotto-mailbox serve --help", err)
+		}
+		return a.serve(cmd.Context(), c)
+	}
+	return cmd
+}
+
+// serve: keys, then the volunteer, then the status socket, then one line that says so; then until ctx ends.
+func (a *app) serve(ctx context.Context, c Config) error {
+	if a.running() {
+		return failed(exitRefused, "running", "See: sotto-mailbox status", fmt.Errorf("a volunteer runs in %s already", a.home))
+	}
+	k, err := openKeys(a.home, rand.Reader)
+	if err != nil {
+		return failed(exitFailed, "keys", "Keys are files of mode 0600 in "+a.home, err)
+	}
+	v, err := node.NewVolunteer(node.VolunteerConfig{
+		ServiceKey: k.service, DHTKey: k.dht, Network: c.Network,
+		ServicePort: orAny(c.Port), DHTPort: orAny(c.DHTPort), Listen: c.listen(),
+		AnnounceService: c.announced(c.Port), AnnounceDHT: c.announced(c.DHTPort), Peers: c.Peers,
+		AllowPrivate: c.AllowPrivate, MDNS: c.MDNS, MaxUsers: c.MaxUsers, MaxRecords: c.MaxRecords,
+		DataDir: filepath.Join(a.home, "records"), Clock: clock.FromEnv(),
+		Log: slog.New(slog.NewTextHandler(a.env.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		return failed(exitFailed, "start", "Are the ports free, and is no other volunteer running in "+a.home+"? See: sotto-mailbox config check", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ran := make(chan error, 1)
+	go func() { ran <- v.Run(ctx) }()
+	socket, err := a.serveStatus(ctx, v)
+	if err != nil {
+		_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: status will not work: %v\n", err)
+	}
+	err = a.announce(v.Status(), c)
+	if err == nil {
+		err = <-ran
+	} else {
+		cancel()
+		err = errors.Join(err, <-ran)
+	}
+	cancel()
+	if socket != nil {
+		<-socket
+	}
+	if err != nil {
+		return failed(exitFailed, "stopped", "", err)
+	}
+	return nil
+}
+
+func orAny(port int) int {
+	if port == 0 {
+		return -1
+	}
+	return port
+}
+
+// announce prints the one line an operator needs: what to hand to people.
+func (a *app) announce(s node.VolunteerStatus, c Config) error {
+	best := bestFirst(s.Bootstrap)
+	if len(best) == 0 {
+		return errors.New("no address to announce: name one with --announce")
+	}
+	if !c.AllowPrivate && !public(best[0]) {
+		_, _ = fmt.Fprintln(a.env.Stderr, "sotto-mailbox: no public address found: people elsewhere cannot reach this machine.\nName one with --announce ADDRESS, or serve a closed network with --allow-private.")
+	}
+	err := a.print(map[string]any{"event": "serving", "bootstrap": best, "service": s.Service},
+		"serving up to %d people · bootstrap: %s · next: people run: sotto config set network.bootstrap %s\n", c.MaxUsers, strings.Join(best[:min(2, len(best))], " "), best[0])
+	if err == nil && a.env.Serving != nil {
+		a.env.Serving(s)
+	}
+	return err
+}
+
+// bestFirst puts public addresses before private ones, and loopback last.
+func bestFirst(addrs []string) []string {
+	rank := func(s string) int {
+		a, err := multiaddr.NewMultiaddr(s)
+		switch {
+		case err != nil || manet.IsIPLoopback(a):
+			return 2
+		case !manet.IsPublicAddr(a):
+			return 1
+		}
+		return 0
+	}
+	out := slices.Clone(addrs)
+	slices.SortStableFunc(out, func(a, b string) int { return rank(a) - rank(b) })
+	return out
+}
+
+func public(s string) bool {
+	a, err := multiaddr.NewMultiaddr(s)
+	return err == nil && manet.IsPublicAddr(a)
+}
