@@ -130,9 +130,6 @@ func (s *Session) ID() [16]byte { return s.id }
 // Peer returns whom the session speaks with.
 func (s *Session) Peer() (identity.AccountID, identity.DeviceID) { return s.peerAccount, s.peerDevice }
 
-// Initiator reports whether this end began the session.
-func (s *Session) Initiator() bool { return s.initiator }
-
 // Initial reports whether messages still carry the initial header, that is, no answer was opened yet.
 func (s *Session) Initial() bool { return len(s.initial) > 0 }
 
