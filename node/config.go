@@ -143,7 +143,7 @@ type protocols struct {
 	knock      protocol.ID
 	ping       protocol.ID
 	volunteers protocol.ID
-	kad        protocol.ID
+	kad, lan   protocol.ID // kad-dht makes these itself from the prefix
 	mdns       string
 	version    string
 }
@@ -161,6 +161,7 @@ func protocolsOf(network string) protocols {
 		ping:       protocol.ID(p + "/ping/1"),
 		volunteers: protocol.ID(p + "/volunteers/1"),
 		kad:        protocol.ID(p + "/kad/1.0.0"),
+		lan:        protocol.ID(p + "/lan/kad/1.0.0"),
 		mdns:       "_" + name + "._udp",
 		version:    name + "/1",
 	}

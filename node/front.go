@@ -222,6 +222,7 @@ func (n *Node) fetchNeighbours(ctx context.Context, name [32]byte) ([]byte, erro
 				asked[p] = true
 				open++
 				go func() {
+					n.letDial(ctx, p)
 					value, err := n.knockGet(ctx, p, name)
 					if err == nil {
 						err = record.Validate(name, value, n.now())
@@ -247,6 +248,29 @@ func (n *Node) fetchNeighbours(ctx context.Context, name [32]byte) ([]byte, erro
 			waiting = false
 		case <-ctx.Done():
 			return nil, fmt.Errorf("ask neighbours: %w: %w", ctx.Err(), wire.ErrUnreachable)
+		}
+	}
+}
+
+// dialTurn is how long the greater id leaves it to the smaller one to dial.
+const dialTurn = 300 * time.Millisecond
+
+// letDial waits until the neighbour whose turn it is has dialled, or for dialTurn.
+func (n *Node) letDial(ctx context.Context, p peer.ID) {
+	if n.front.ID() < p || connected(n.front.Network(), p) {
+		return
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	end := time.NewTimer(dialTurn)
+	defer end.Stop()
+	for !connected(n.front.Network(), p) {
+		select {
+		case <-tick.C:
+		case <-end.C:
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }

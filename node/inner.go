@@ -338,14 +338,14 @@ func (n *Node) dialable(list [][]byte) []ma.Multiaddr {
 	return out
 }
 
-// onOurLAN tells whether one of our own networks, the loopback excepted, contains the address.
+// onOurLAN tells whether one of our own networks, the loopback excepted, contains the address; this machine is in it.
 func onOurLAN(a ma.Multiaddr, nets []net.Addr) bool {
 	ip, err := manet.ToIP(a)
 	if err != nil || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
 		return false
 	}
 	for _, x := range nets {
-		if ours, ok := x.(*net.IPNet); ok && ours.Contains(ip) && !ours.IP.Equal(ip) {
+		if ours, ok := x.(*net.IPNet); ok && ours.Contains(ip) {
 			return true
 		}
 	}

@@ -77,6 +77,9 @@ func (n *Node) kindOf(a ma.Multiaddr) int {
 	}
 	switch ip, err := manet.ToIP(a); {
 	case isCircuit(a):
+		if _, err := a.ValueForProtocol(ma.P_P2P); err != nil {
+			return -1 // listening for circuits, with no relay yet
+		}
 		if errQUIC != nil {
 			return 4
 		}

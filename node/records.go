@@ -90,6 +90,9 @@ func anyAddress() []dht.Option {
 	}
 }
 
+// lanProtocol sets the LAN's table apart; it must come after the prefix, which would undo it.
+func lanProtocol() dht.Option { return dht.ProtocolExtension(dual.LanExtension) }
+
 // lanRecords is how many records of neighbours a person's node keeps for its local network.
 const lanRecords = 512
 
@@ -110,7 +113,7 @@ func (n *Node) newDHT() (*dual.DHT, error) {
 	}
 	opts := []dual.Option{
 		dual.DHTOption(kadOptions(n.proto.prefix, v, store, n.limits.DHTTimeout, puts)...),
-		dual.WanDHTOption(dht.Mode(dht.ModeClient)), dual.LanDHTOption(dht.Mode(lanMode)),
+		dual.WanDHTOption(dht.Mode(dht.ModeClient)), dual.LanDHTOption(lanProtocol(), dht.Mode(lanMode)),
 	}
 	if n.cfg.AllowPrivate {
 		opts = append(opts, dual.DHTOption(anyAddress()...))

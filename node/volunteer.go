@@ -238,7 +238,7 @@ func (v *Volunteer) newDHT() (*dual.DHT, error) {
 	check := validator{now: v.clock.Now, counts: &v.counts}
 	opts := []dual.Option{
 		dual.DHTOption(kadOptions(v.proto.prefix, check, v.capped, 5*time.Second, newRateLimit(putRate, putBurst, 4096))...),
-		dual.DHTOption(dht.Mode(dht.ModeServer)),
+		dual.DHTOption(dht.Mode(dht.ModeServer)), dual.LanDHTOption(lanProtocol()),
 	}
 	if v.cfg.AllowPrivate {
 		opts = append(opts, dual.DHTOption(anyAddress()...))

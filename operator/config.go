@@ -107,6 +107,9 @@ func (c Config) check() error {
 		if _, err := hostPart(a); err != nil {
 			return err
 		}
+		if c.Port == 0 || c.DHTPort == 0 {
+			return errors.New("announce needs fixed ports: set port and dht_port")
+		}
 	}
 	for _, p := range c.Peers {
 		if _, err := peer.AddrInfoFromString(p); err != nil {
