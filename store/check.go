@@ -13,7 +13,7 @@ import (
 	"github.com/dgraph-io/badger/v4"
 )
 
-// startBudget is how many bytes of tables a start reads through; Run reads the rest.
+// startBudget is how many bytes of tables a start reads through, newest first; Run begins with the rest.
 const startBudget = 96 << 20
 
 // inspect reads the engine's files before the engine does. The engine would cut its write-ahead log at the first bad byte,
@@ -26,6 +26,10 @@ func (s *Store) inspect(was sentinel) ([]Damage, error) {
 	defer files.close()
 	var found []Damage
 	var newest uint64
+	if was.Clean && len(files.live) != int(was.Tables) {
+		found = append(found, Damage{Where: badger.ManifestFilename,
+			What: fmt.Sprintf("it names %d tables, there were %d", len(files.live), was.Tables)})
+	}
 	for _, t := range files.live {
 		n, err := files.checkTable(t, &s.keys, s.rows)
 		newest = max(newest, n)
@@ -52,6 +56,7 @@ func (s *Store) inspect(was sentinel) ([]Damage, error) {
 		found = append(found, Damage{Where: "the engine's files",
 			What: fmt.Sprintf("they end at commit %d, %d was acknowledged: cut short, deleted, or an older copy", newest, promised)})
 	}
+	s.unread = files.read >= files.budget
 	return found, nil
 }
 
@@ -190,6 +195,7 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 			return messageKey(at.Conv, at.Seq)
 		}),
 		tx.follow(ctx, tOutgoingMsg, func(k, _ []byte) []byte { return key(tOutgoing, k[17:]) }),
+		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tSessionID, func(k, plain []byte) []byte {
 			var owner sessionOwner
 			if decode(plain, &owner) != nil {
@@ -197,6 +203,7 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 			}
 			return key(tSession, owner.Account[:], owner.Device[:], k[1:])
 		}),
+		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tInviteName, func(_, plain []byte) []byte { return key(tInvite, plain) }),
 	)
 }

@@ -42,6 +42,9 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
+// unlockFile gives the lock up.
+func unlockFile(f *os.File) error { return f.Close() }
+
 // syncDir does nothing: the system keeps its directories itself.
 func syncDir(string) error { return nil }
 

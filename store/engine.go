@@ -53,6 +53,9 @@ func openEngine(opt badger.Options) (*badger.DB, error) {
 	if err != nil && retry && (errors.Is(err, z.NewFile) || strings.Contains(err.Error(), z.NewFile.Error())) {
 		db, err = badger.Open(opt)
 	}
+	if err != nil && strings.Contains(err.Error(), "Cannot acquire directory lock") { // badger has no sentinel for it
+		return nil, fmt.Errorf("store: open engine: %w", ErrLocked)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("store: open engine: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 )
@@ -15,10 +16,16 @@ func testConfig(t testing.TB) Config {
 	return Config{Dir: t.TempDir() + "/store", Root: testRoot, Reserve: -1, Ballast: -1}
 }
 
+// forking is held while a child is started and while a store is opened: a child has copies of this process' descriptors, the
+// engine's lock among them, until it runs its own program.
+var forking sync.Mutex
+
 // open opens a store and closes it with the test.
 func open(t testing.TB, cfg Config) *Store {
 	t.Helper()
+	forking.Lock()
 	s, err := Open(context.Background(), cfg)
+	forking.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}

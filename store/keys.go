@@ -26,6 +26,7 @@ const (
 	tOutgoingMsg   table = 0x29 // message id 16, account 32, order u64 → empty
 	tSession       table = 0x30 // account 32, device 16, session 16 (vault)
 	tSessionID     table = 0x31 // session 16 → account, device
+	tSessionOf     table = 0x35 // account 32, device 16, session 16 → empty; found by walking, which the row itself, rewritten by each message, is not fit for
 	tSkipped       table = 0x32 // session 16, chain u32, n u32 (vault)
 	tHandshake     table = 0x33 // hash 32 → expiry
 	tAck           table = 0x34 // hash of an item 16 → the acknowledgement it was given

@@ -63,7 +63,8 @@ func (tx *Tx) Conversation(id [16]byte) (Conversation, error) {
 	if err != nil {
 		return c, err
 	}
-	return c, tx.fillTally(&c)
+	err = tx.fillTally(&c)
+	return c, err
 }
 
 // Conversations returns every conversation, in the order of their ids.

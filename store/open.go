@@ -57,7 +57,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	opened, err := s.openLocked(ctx)
 	if err != nil {
-		_ = s.lock.Close()
+		_ = unlockFile(s.lock)
 		return nil, err
 	}
 	return opened, nil
@@ -184,8 +184,6 @@ func agree(cfg Config, was sentinel, known bool) error {
 		return stop(badger.ManifestFilename, errors.New("it is missing"))
 	case known && !was.Fresh && !present(badger.KeyRegistryFileName):
 		return stop(badger.KeyRegistryFileName, errors.New("it is missing"))
-	case was.Clean && int(was.Tables) > len(tables):
-		return nil // inspect names the missing one and salvages the rest
 	}
 	return nil
 }
@@ -249,6 +247,9 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 		s.db, err = openEngine(engineOptions(s.cfg, s.keys.db))
 		return err
 	})
+	if errors.Is(err, ErrLocked) { // a guard child that outlived its parent
+		return err
+	}
 	if err != nil {
 		return stop("the engine's files", err)
 	}
@@ -414,9 +415,9 @@ func (s *Store) markClean() error {
 	if err != nil {
 		return err
 	}
-	tables, err := engineFiles(s.cfg.Dir, ".sst")
+	tables, err := liveTables(filepath.Join(s.cfg.path(engineDir), badger.ManifestFilename))
 	if err != nil {
-		return fmt.Errorf("store: list engine files: %w", err)
+		return fmt.Errorf("store: list tables: %w", err)
 	}
 	s.sentinel.Clean, s.sentinel.Tables, s.sentinel.Commit, s.sentinel.Floor = true, uint32(len(tables)), s.state.Commit, hash
 	return s.writeSentinel()
@@ -436,7 +437,7 @@ func (s *Store) shut() error {
 	}
 	errs = append(errs, s.page.close())
 	if s.lock != nil {
-		errs = append(errs, s.lock.Close())
+		errs = append(errs, unlockFile(s.lock))
 	}
 	s.db, s.head, s.page, s.lock = nil, nil, nil, nil
 	return errors.Join(errs...)

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -80,7 +81,7 @@ func (tx *Tx) Outgoings(account [32]byte, limit int) ([]Outgoing, error) {
 // OutgoingsAfter returns the items with an order above after, at most limit (0 is all).
 func (tx *Tx) OutgoingsAfter(account [32]byte, after uint64, limit int) ([]Outgoing, error) {
 	var rows []Outgoing
-	err := tx.iterate(scan{prefix: key(tOutgoing, account[:]), from: outgoingKey(account, after+1)}, func(k, plain []byte) (bool, error) {
+	err := tx.walkOutgoing(account, after, false, func(k, plain []byte) (bool, error) {
 		var row Outgoing
 		if err := decode(plain, &row); err != nil {
 			return false, tx.s.damaged(k, err)
@@ -89,6 +90,54 @@ func (tx *Tx) OutgoingsAfter(account [32]byte, after uint64, limit int) ([]Outgo
 		return limit <= 0 || len(rows) < limit, nil
 	})
 	return rows, err
+}
+
+// outboxHeads remembers, for each account, an order below which nothing waits any more. Orders only rise, so what was true
+// once stays true. Without it each look at a queue would walk over the remains of everything that was ever in it.
+type outboxHeads struct {
+	mu    sync.Mutex
+	heads map[[32]byte]uint64
+}
+
+func (o *outboxHeads) get(account [32]byte) uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.heads[account]
+}
+
+func (o *outboxHeads) raise(account [32]byte, head uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.heads == nil {
+		o.heads = map[[32]byte]uint64{}
+	}
+	o.heads[account] = max(o.heads[account], head)
+}
+
+// walkOutgoing walks over an account's items above after, and in a view learns where they begin.
+func (tx *Tx) walkOutgoing(account [32]byte, after uint64, keysOnly bool, fn func(k, plain []byte) (bool, error)) error {
+	from := max(after+1, tx.s.outbox.get(account))
+	first, stopped := uint64(0), false
+	err := tx.iterate(scan{prefix: key(tOutgoing, account[:]), from: outgoingKey(account, from), keysOnly: keysOnly}, func(k, plain []byte) (bool, error) {
+		if first == 0 {
+			first = binary.BigEndian.Uint64(k[33:])
+		}
+		more, err := fn(k, plain)
+		stopped = stopped || !more
+		return more, err
+	})
+	if err != nil || tx.own != nil || after >= from {
+		return err
+	}
+	if first == 0 {
+		state, err := get[counters](tx, key(tState))
+		if ok, err := found(err); !ok {
+			return err
+		}
+		first = state.Next
+	}
+	tx.s.outbox.raise(account, first)
+	return nil
 }
 
 // OutgoingAccounts returns the accounts that have something waiting.
@@ -134,7 +183,12 @@ func (tx *Tx) OutgoingByMessage(id [16]byte) ([]Outgoing, error) {
 
 // CountOutgoing counts the items waiting for an account.
 func (tx *Tx) CountOutgoing(account [32]byte) (int, error) {
-	return tx.count(key(tOutgoing, account[:]))
+	n := 0
+	err := tx.walkOutgoing(account, 0, true, func(_, _ []byte) (bool, error) {
+		n++
+		return true, nil
+	})
+	return n, err
 }
 
 // CountAllOutgoing counts the items waiting for anybody.

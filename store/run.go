@@ -21,6 +21,11 @@ const (
 // Run does the store's upkeep until ctx ends: new epochs for the vault, a look at the disk, a warning when a commit hangs, and
 // the removal of what is too old. A store works without it.
 func (s *Store) Run(ctx context.Context) error {
+	if s.unread {
+		if err := s.db.VerifyChecksum(); err != nil {
+			s.note(Damage{Where: "tables", What: err.Error()})
+		}
+	}
 	for tick := 1; ; tick++ {
 		if err := s.cfg.Clock.Wait(ctx, runTick); err != nil {
 			return nil // the program ends

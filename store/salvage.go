@@ -29,7 +29,7 @@ func Salvage(ctx context.Context, from string, to Config) (SalvageReport, error)
 		return SalvageReport{}, err
 	}
 	report, err := salvage(ctx, from, to)
-	return report, errors.Join(err, lock.Close())
+	return report, errors.Join(err, unlockFile(lock))
 }
 
 // salvager writes the newest readable version of each row.
@@ -358,7 +358,9 @@ func (v *salvager) dropDangling(tx *Tx) error {
 			return true, v.set(k, place{Conv: at.Conv})
 		}),
 		v.dropIf(tx, tOrder, func(k []byte) bool { return gone(key(tMessage, k[1:17], k[25:])) }),
+		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		v.dropIf(tx, tOutgoingMsg, func(k []byte) bool { return gone(key(tOutgoing, k[17:])) }),
+		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		tx.iterate(scan{prefix: key(tSessionID)}, func(k, plain []byte) (bool, error) {
 			var owner sessionOwner
 			if err := decode(plain, &owner); err != nil {
@@ -395,7 +397,8 @@ func (v *salvager) indexOthers(tx *Tx) error {
 	}
 	sessions, serr := all[Session](tx, key(tSession))
 	for _, row := range sessions {
-		err = errors.Join(err, v.set(key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}))
+		err = errors.Join(err, v.set(key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}),
+			v.set(key(tSessionOf, row.Account[:], row.Device[:], row.ID[:]), nil))
 	}
 	contacts, cerr := tx.Contacts()
 	for _, c := range contacts {

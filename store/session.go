@@ -39,6 +39,9 @@ func (tx *Tx) PutSession(row Session) error {
 		if err := put(tx, key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}); err != nil {
 			return err
 		}
+		if err := tx.putRaw(key(tSessionOf, row.Account[:], row.Device[:], row.ID[:]), nil); err != nil {
+			return err
+		}
 	}
 	return put(tx, key(tSession, row.Account[:], row.Device[:], row.ID[:]), row)
 }
@@ -54,20 +57,42 @@ func (tx *Tx) Session(id [16]byte) (Session, error) {
 
 // Sessions returns the sessions with one device, newest use first.
 func (tx *Tx) Sessions(account [32]byte, device [16]byte) ([]Session, error) {
-	rows, err := all[Session](tx, key(tSession, account[:], device[:]))
+	rows, err := tx.sessions(key(tSessionOf, account[:], device[:]))
 	newestUseFirst(rows)
 	return rows, err
 }
 
 // AccountSessions returns the sessions with every device of an account, newest use first.
 func (tx *Tx) AccountSessions(account [32]byte) ([]Session, error) {
-	rows, err := all[Session](tx, key(tSession, account[:]))
+	rows, err := tx.sessions(key(tSessionOf, account[:]))
 	newestUseFirst(rows)
 	return rows, err
 }
 
 // AllSessions returns every session there is.
-func (tx *Tx) AllSessions() ([]Session, error) { return all[Session](tx, key(tSession)) }
+func (tx *Tx) AllSessions() ([]Session, error) { return tx.sessions(key(tSessionOf)) }
+
+// sessions reads the rows that an index prefix names.
+func (tx *Tx) sessions(index []byte) ([]Session, error) {
+	var names [][]byte
+	err := tx.iterate(scan{prefix: index, keysOnly: true}, func(k, _ []byte) (bool, error) {
+		names = append(names, k[1:])
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	rows := make([]Session, 0, len(names))
+	for _, name := range names {
+		k := key(tSession, name)
+		row, err := get[Session](tx, k)
+		if err != nil {
+			return nil, tx.s.danglingIndex(k, err)
+		}
+		rows = append(rows, row)
+	}
+	return rows, nil
+}
 
 func newestUseFirst(rows []Session) {
 	slices.SortStableFunc(rows, func(a, b Session) int { return b.LastUsed.Compare(a.LastUsed) })
@@ -85,8 +110,10 @@ func (tx *Tx) DeleteSession(id [16]byte) error {
 	if _, err := tx.dropSkipped(key(tSkipped, id[:])); err != nil {
 		return err
 	}
-	if err := tx.delete(key(tSession, owner.Account[:], owner.Device[:], id[:])); err != nil {
-		return err
+	for _, t := range []table{tSession, tSessionOf} {
+		if err := tx.delete(key(t, owner.Account[:], owner.Device[:], id[:])); err != nil {
+			return err
+		}
 	}
 	return tx.delete(key(tSessionID, id[:]))
 }

@@ -89,6 +89,8 @@ type Store struct {
 	queue queue
 	views sync.WaitGroup
 
+	outbox outboxHeads
+
 	epochMu      sync.Mutex // one change of epoch at a time; guards slot
 	slot         int        // slot of the epoch in use
 	vaultChanged atomic.Bool
@@ -96,6 +98,7 @@ type Store struct {
 	ring         *ring
 
 	sentinel sentinel
+	unread   bool   // some tables were not read through at the start
 	outer    *Store // when this store is the readable copy of a damaged one
 
 	mu     sync.Mutex // guards what follows; state is also read by the leader, who alone writes it
