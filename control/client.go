@@ -22,26 +22,55 @@ import (
 
 // Client talks to a running node.
 type Client struct {
-	path    string
-	http    *http.Client
-	ids     atomic.Uint64
-	version atomic.Pointer[string]
+	path string
+	http *http.Client
+	node hello
+	ids  atomic.Uint64
 }
 
-// Connect reaches the node at the socket, or returns ErrNoNode when there is none.
+// Connect reaches the node at the socket and learns its version, or returns ErrNoNode when there is none.
 func Connect(ctx context.Context, path string) (*Client, error) {
-	probe, err := dial(ctx, path)
-	if err != nil {
-		return nil, noNode(path, err)
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNoNode
 	}
-	_ = probe.Close()
 	transport := &http.Transport{
 		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
 		DisableCompression: true,
 		MaxIdleConns:       4,
 	}
-	return &Client{path: path, http: &http.Client{Transport: transport}}, nil
+	c := &Client{path: path, http: &http.Client{Transport: transport}}
+	if err := c.greet(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
 }
+
+// greet learns who answers; a process that takes connections and says nothing is as good as none.
+func (c *Client) greet(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, greetTimeout, errSilent)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sotto/v1/version", nil)
+	if err != nil {
+		return fmt.Errorf("prepare the greeting: %w", err)
+	}
+	resp, err := c.do(req)
+	if err != nil {
+		if errors.Is(context.Cause(ctx), errSilent) {
+			return errSilent
+		}
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if err := json.NewDecoder(resp.Body).Decode(&c.node); err != nil {
+		return c.broken(ctx, err)
+	}
+	return nil
+}
+
+const greetTimeout = 5 * time.Second
+
+var errSilent = &Error{Code: "node_silent", Message: "the node takes connections but does not answer", Hint: "End its process and start it again: sotto up", Exit: ExitNoNode}
 
 func noNode(path string, err error) error {
 	switch {
@@ -59,13 +88,11 @@ func noNode(path string, err error) error {
 // Close frees the connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// NodeVersion is the version of the node that answered last, empty before the first answer.
-func (c *Client) NodeVersion() string {
-	if v := c.version.Load(); v != nil {
-		return *v
-	}
-	return ""
-}
+// NodeVersion is the version of the node.
+func (c *Client) NodeVersion() string { return c.node.Version }
+
+// Online reports whether the node has its network, not only its store.
+func (c *Client) Online() bool { return c.node.Online }
 
 // Call runs one method and decodes its result; the error is an *Error.
 func Call[R any](ctx context.Context, c *Client, methodName string, params any) (R, error) {
@@ -114,12 +141,10 @@ func (c *Client) do(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, c.broken(req.Context(), err)
 	}
-	version := resp.Header.Get(headerVersion)
-	c.version.Store(&version)
 	if api := resp.Header.Get(headerAPI); api != strconv.Itoa(APIVersion) {
 		_ = resp.Body.Close()
 		return nil, Errorf(ExitNoNode, "other_version", "Restart the node with this version: sotto down, then sotto up",
-			"the node (version %q) speaks API %q, this program API %d", version, api, APIVersion)
+			"the node (version %q) speaks API %q, this program API %d", resp.Header.Get(headerVersion), api, APIVersion)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil

@@ -113,8 +113,9 @@ func (s *Server) Handler() http.Handler {
 	mux.HandleFunc("POST /v1/rpc", s.rpc)
 	mux.HandleFunc("GET /v1/events", s.events)
 	mux.HandleFunc("GET /v1/schema", s.schema)
+	mux.HandleFunc("GET /v1/version", s.version)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, http.StatusNotFound, Errorf(ExitUsage, "no_such_path", "The API is POST /v1/rpc, GET /v1/events and GET /v1/schema.", "no such path"))
+		refuse(w, http.StatusNotFound, Errorf(ExitUsage, "no_such_path", "The API is POST /v1/rpc, GET /v1/events, GET /v1/schema and GET /v1/version.", "no such path"))
 	})
 	return s.guard(mux)
 }
@@ -136,6 +137,20 @@ func (s *Server) guard(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 		}
 	})
+}
+
+// hello is what a client learns first.
+type hello struct {
+	API     int    `json:"api"`
+	Version string `json:"version"`
+	Profile string `json:"profile"`
+	Online  bool   `json:"online"`
+	PID     int    `json:"pid"`
+}
+
+func (s *Server) version(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(hello{API: APIVersion, Version: s.cfg.Version, Profile: s.cfg.Profile, Online: s.cfg.Net != nil, PID: os.Getpid()})
 }
 
 func refuse(w http.ResponseWriter, status int, e *Error) {

@@ -271,3 +271,10 @@ func list(l []string) []string {
 	}
 	return l
 }
+
+// Tree is the config as nested maps, for JSON with the keys of the file.
+func (c Config) Tree() map[string]any {
+	tree := map[string]any{}
+	_, _ = toml.Decode(c.String(), &tree)
+	return tree
+}

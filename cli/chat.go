@@ -1,0 +1,283 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/muesli/cancelreader"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"sotto/control"
+)
+
+func (a *app) chatCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "chat [NAME]", Short: "Write and read line by line",
+		Long: "Each line you type is a message to the chat that the prompt names; what arrives is printed as it comes. Append-only lines without\n" +
+			"redrawing, for every terminal and screen reader.\n\n" + chatHelp,
+		Args: atMost("NAME"), ValidArgsFunction: a.completeName,
+		RunE: a.run(func(cmd *cobra.Command, args []string) error {
+			name := ""
+			if len(args) == 1 {
+				name = args[0]
+			}
+			return a.with(cmd.Context(), needNetwork, func(l *link) error { return a.chat(cmd.Context(), l, name) })
+		}),
+	}
+	c.Flags().Bool("plain", true, "plain lines; the only form there is")
+	_ = c.Flags().MarkHidden("plain")
+	a.create.register(c.Flags())
+	return c
+}
+
+const chatHelp = `  /to NAME   talk to somebody else      /inbox    who wrote
+  /invite    a link for a friend        /verify   compare keys
+  /who       contacts                   /quit     leave (or end of input)
+  //text     a message that begins with /`
+
+// talk is one chat session: what the person types goes to conv; what arrives is printed between.
+type talk struct {
+	a    *app
+	l    *link
+	conv string
+}
+
+func (a *app) chat(ctx context.Context, l *link, name string) error {
+	t := &talk{a: a, l: l}
+	stream, err := l.Events(ctx, control.StreamParams{}) // before the history is read, so that nothing falls between
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if name != "" {
+		if err := t.open(ctx, name); err != nil {
+			return err
+		}
+	} else if err := t.inbox(ctx); err != nil {
+		return err
+	}
+	in, err := cancelreader.NewReader(a.env.Stdin)
+	if err != nil {
+		return fmt.Errorf("read from the terminal: %w", err)
+	}
+	defer func() { _ = in.Close() }()
+	g, ctx := errgroup.WithContext(ctx)
+	stopReading := context.AfterFunc(ctx, func() { in.Cancel() })
+	defer stopReading()
+	typed := make(chan string)
+	g.Go(func() error {
+		defer close(typed)
+		return readLines(ctx, in, typed)
+	})
+	arrived := make(chan control.Event)
+	g.Go(func() error { return t.hear(ctx, stream, arrived) })
+	g.Go(func() error {
+		defer stream.Close()
+		return t.run(ctx, typed, arrived)
+	})
+	if err := g.Wait(); err != nil && !errors.Is(err, errQuit) && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+var errQuit = errors.New("the person left")
+
+func readLines(ctx context.Context, in io.Reader, typed chan<- string) error {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(make([]byte, 0, 4096), 2*control.MaxText)
+	for lines.Scan() {
+		select {
+		case typed <- lines.Text():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if err := lines.Err(); err != nil && !errors.Is(err, cancelreader.ErrCanceled) {
+		return control.Errorf(control.ExitRefused, "too_large", "Split it.", "a line is larger than the 64 KiB that one message holds")
+	}
+	return nil
+}
+
+func (t *talk) hear(ctx context.Context, stream *control.Stream, arrived chan<- control.Event) error {
+	for {
+		e, err := stream.Next()
+		if err != nil {
+			return ended(ctx, err)
+		}
+		select {
+		case arrived <- e:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// run owns the screen: one line at a time, typed or arrived.
+func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan control.Event) error {
+	t.prompt()
+	for {
+		var err error
+		select {
+		case in, ok := <-typed:
+			if !ok {
+				return errQuit
+			}
+			err = t.typed(ctx, in)
+		case e := <-arrived:
+			err = t.arrived(ctx, e)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (t *talk) prompt() {
+	if tty(t.a.env.Stdout) {
+		_, _ = fmt.Fprintf(t.a.env.Stdout, "[%s]> ", line(t.conv))
+	}
+}
+
+func (t *talk) print(format string, args ...any) error {
+	start := ""
+	if tty(t.a.env.Stdout) {
+		start = "\r\x1b[K" // take the prompt back
+	}
+	_, err := fmt.Fprintf(t.a.env.Stdout, start+format+"\n", args...)
+	t.prompt()
+	return err
+}
+
+func (t *talk) open(ctx context.Context, name string) error {
+	c, err := t.l.Contact(ctx, name)
+	if err != nil {
+		return err
+	}
+	t.conv = c.Name
+	list, err := t.l.Messages(ctx, control.ListParams{Conv: c.Name, Limit: 20})
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if _, err := fmt.Fprintln(t.a.env.Stdout, t.a.spoken(m)); err != nil {
+			return err
+		}
+	}
+	t.a.say("── %s · %s ──", line(c.Name), verifiedWord(c.Verified))
+	return nil
+}
+
+func (t *talk) inbox(ctx context.Context) error {
+	list, err := t.l.Inbox(ctx)
+	if err != nil {
+		return err
+	}
+	var out strings.Builder
+	t.a.printInbox(&out, list)
+	_, err = io.WriteString(t.a.env.Stdout, out.String())
+	if len(list) > 0 {
+		t.a.say("Choose one: /to NAME")
+	}
+	return err
+}
+
+// typed sends a line, or does what a /command says. What goes wrong is said; the chat goes on.
+func (t *talk) typed(ctx context.Context, in string) error {
+	word, rest, _ := strings.Cut(strings.TrimSpace(in), " ")
+	var err error
+	switch {
+	case word == "":
+	case word == "/quit" || word == "/q":
+		return errQuit
+	case word == "/to":
+		err = t.open(ctx, strings.TrimSpace(rest))
+	case word == "/inbox":
+		err = t.inbox(ctx)
+	case word == "/who":
+		err = t.who(ctx)
+	case word == "/invite":
+		err = t.invite(ctx)
+	case word == "/verify":
+		err = t.verify(ctx)
+	case strings.HasPrefix(in, "/") && !strings.HasPrefix(in, "//"):
+		t.a.say("%s", chatHelp)
+	default:
+		err = t.send(ctx, strings.TrimPrefix(in, "/"))
+	}
+	var e *control.Error
+	if errors.As(err, &e) && ctx.Err() == nil && e.Exit != control.ExitNoNode {
+		t.a.say("! %s\n  %s", text(e.Message), text(e.Hint))
+		err = nil
+	}
+	t.prompt()
+	return err
+}
+
+func (t *talk) send(ctx context.Context, body string) error {
+	if t.conv == "" {
+		return usage("Choose somebody: /to NAME", "nobody to write to")
+	}
+	if !utf8.ValidString(body) {
+		return control.Errorf(control.ExitUsage, "bad_text", "Set your terminal to UTF-8.", "the text is not valid UTF-8; nothing was sent")
+	}
+	_, err := t.l.Send(ctx, control.SendParams{To: t.conv, Text: body})
+	return err
+}
+
+func (t *talk) who(ctx context.Context) error {
+	list, err := t.l.Contacts(ctx)
+	for _, c := range list {
+		t.a.say("%s · %s · %s", line(c.Name), c.State, verifiedWord(c.Verified))
+	}
+	return err
+}
+
+func (t *talk) invite(ctx context.Context) error {
+	inv, err := t.l.Invite(ctx, control.InviteParams{})
+	if err != nil {
+		return err
+	}
+	return t.a.showInvite(inv, inviteOptions{})
+}
+
+func (t *talk) verify(ctx context.Context) error {
+	if t.conv == "" {
+		return usage("Choose somebody: /to NAME", "nobody to compare with")
+	}
+	v, err := t.l.Verify(ctx, t.conv)
+	if err != nil {
+		return err
+	}
+	t.a.printVerification(t.a.env.Stdout, v)
+	t.a.say("To record the result: sotto verify %s --same", line(v.Name))
+	return nil
+}
+
+// arrived prints what concerns this chat, names what came in another, and opens the first chat by itself.
+func (t *talk) arrived(ctx context.Context, e control.Event) error {
+	m := e.Message
+	switch {
+	case e.Kind == control.EventMessage && m != nil && m.Conv.Name == t.conv && t.conv != "":
+		if _, err := t.l.Messages(ctx, control.ListParams{Conv: t.conv, Limit: 1}); err != nil { // it was seen
+			return err
+		}
+		return t.print("%s", t.a.spoken(*m))
+	case e.Kind == control.EventMessage && m != nil && !m.From.Me:
+		return t.print("[%s] %s", line(m.Conv.Name), t.a.spoken(*m))
+	case e.Kind == control.EventReceipt && m != nil && m.Conv.Name == t.conv && (m.State == control.StateFailed || m.State == control.StateExpired):
+		return t.print("! %s was not delivered: %s", shortID(m.ID), line(m.Why))
+	case e.Kind == control.EventContact && e.Contact != nil && e.Contact.State == "established" && t.conv == "":
+		t.conv = e.Contact.Name
+		return t.print("%s is here. What you type now goes to %s.", line(t.conv), line(t.conv))
+	}
+	return nil
+}

@@ -1,0 +1,304 @@
+// Package cli is the command line: flags → options → one call to the node → text or JSON.
+//
+// Begin with Main and the command tree here; then link.go (which node answers, and who starts it), print.go (what people and
+// programs read) and a file per command.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"charm.land/fang/v2"
+	"github.com/charmbracelet/x/term"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"sotto/control"
+	"sotto/daemon"
+	"sotto/internal/clock"
+)
+
+// Env is the world a command runs in.
+type Env struct {
+	Args    []string // without the program's name
+	Stdin   *os.File
+	Stdout  *os.File
+	Stderr  *os.File
+	Getenv  func(string) string
+	Version string
+	Program string // the binary, for the guard child; "" does without
+	Clock   clock.Clock
+}
+
+// Main runs one command and returns its exit code.
+func Main(ctx context.Context, env Env) int {
+	if err := daemon.Harden(); err != nil {
+		_, _ = fmt.Fprintln(env.Stderr, "sotto:", err)
+		return control.ExitFailed
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	a := &app{env: env, clock: env.Clock}
+	root := a.root()
+	root.SetArgs(env.Args)
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	a.colour(env.Args)
+	err := fang.Execute(ctx, root, fang.WithVersion(env.Version), fang.WithErrorHandler(func(io.Writer, fang.Styles, error) {}))
+	if err == nil {
+		err = a.err
+	}
+	return a.report(ctx, err)
+}
+
+// app is one run of the program.
+type app struct {
+	env   Env
+	clock clock.Clock
+	err   error // what the command ended with; kept from fang, which would ask the terminal for its colours first
+
+	json, quiet, verbose, noInput, noStart, ascii bool
+	jq, home, profile, socket, color, passFile    string
+	timeout                                       time.Duration
+	passphrase                                    []byte // asked for once
+	create                                        createFlags
+}
+
+// root is the command tree.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "sotto [INVITE]",
+		Short: "Messages between people, with nobody in between",
+		Long: "sotto sends messages from your computer to your friends' computers, encrypted end to end, without accounts or servers of a company.\n\n" +
+			"Run it without arguments to begin. Topics: sotto help formatting, exit-codes, environment, privacy.",
+		Example: "sotto\nsotto invite\nsotto add sotto:i/…\nsotto send bob \"lunch at 1?\"",
+		RunE:    a.run(a.begin),
+		Args:    cobra.ArbitraryArgs,
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return flagError(c, err) })
+	a.globals(root.PersistentFlags())
+	a.create.register(root.Flags())
+	for _, g := range []struct{ id, title string }{{"talk", "talk"}, {"people", "people"}, {"node", "node"}, {"self", "self"}, {"meta", "meta"}} {
+		root.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+	}
+	add := func(group string, list ...*cobra.Command) {
+		for _, c := range list {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	add("talk", a.chatCommand(), a.sendCommand(), a.inboxCommand(), a.readCommand(), a.watchCommand(), a.waitCommand(), a.traceCommand())
+	add("people", a.inviteCommand(), a.addCommand(), a.requestsCommand(), a.acceptCommand(), a.rejectCommand(), a.contactsCommand(), a.verifyCommand())
+	add("node", a.upCommand(), a.downCommand(), a.statusCommand(), a.peersCommand())
+	add("self", a.identityCommand())
+	add("meta", a.demoCommand(), a.configCommand(), a.versionCommand())
+	root.AddCommand(a.probeCommand())
+	root.SetHelpCommandGroupID("meta")
+	root.SetCompletionCommandGroupID("meta")
+	root.SetHelpCommand(a.helpCommand())
+	guard(root)
+	return root
+}
+
+func (a *app) globals(f *pflag.FlagSet) {
+	f.BoolVar(&a.json, "json", false, "print JSON, one object a line")
+	f.StringVar(&a.jq, "jq", "", "print what this jq `expression` makes of the JSON")
+	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but results and errors")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is going on")
+	f.StringVar(&a.home, "home", "", "keep everything in this `directory` (SOTTO_HOME)")
+	f.StringVar(&a.profile, "profile", "", "use the identity of this `name` (SOTTO_PROFILE)")
+	f.StringVar(&a.socket, "socket", "", "reach the node at this `path`")
+	f.StringVar(&a.passFile, "passphrase-file", "", "read the passphrase from this `file` (SOTTO_PASSPHRASE_FILE)")
+	f.BoolVar(&a.noInput, "no-input", false, "never ask anything")
+	f.BoolVar(&a.noStart, "no-start", false, "only use a running node (SOTTO_NO_START)")
+	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "give up waiting after this `time`")
+	f.StringVar(&a.color, "color", "auto", "auto, always or never")
+	f.BoolVar(&a.ascii, "ascii", false, "words instead of signs and pictures")
+	f.Var(refused{}, "passphrase", "")
+	_ = f.MarkHidden("passphrase")
+}
+
+// refused is a flag that tells why it does not exist.
+type refused struct{}
+
+func (refused) String() string { return "" }
+func (refused) Type() string   { return "refused" }
+func (refused) Set(string) error {
+	return control.Errorf(control.ExitUsage, "secret_on_command_line", "Use --passphrase-file FILE, SOTTO_PASSPHRASE_FILE, or type it when asked.",
+		"a passphrase on the command line can be read by every user of this computer (ps); it was not used")
+}
+
+// run makes a command's function: it keeps the error for report and checks the flags that all commands share.
+func (a *app) run(fn func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if a.err = a.checkGlobals(); a.err == nil {
+			a.err = fn(cmd, args)
+		}
+		return nil
+	}
+}
+
+func (a *app) checkGlobals() error {
+	if a.jq != "" {
+		a.json = true
+	}
+	if a.env.Getenv("SOTTO_NO_START") != "" {
+		a.noStart = true
+	}
+	switch {
+	case a.color != "auto" && a.color != "always" && a.color != "never":
+		return usage("Use auto, always or never.", "--color %q", a.color)
+	case a.timeout < 0:
+		return usage("Use a time such as 20s or 2m.", "--timeout cannot be negative")
+	}
+	return a.compileJQ()
+}
+
+// colour puts --color into the environment, where fang's help looks for it.
+func (a *app) colour(args []string) {
+	for i, arg := range args {
+		value, ok := strings.CutPrefix(arg, "--color=")
+		if arg == "--color" && i+1 < len(args) {
+			value, ok = args[i+1], true
+		}
+		if ok && value == "never" {
+			_ = os.Setenv("NO_COLOR", "1")
+		}
+		if ok && value == "always" {
+			_ = os.Setenv("CLICOLOR_FORCE", "1")
+		}
+	}
+}
+
+// guard gives every command the same manners: unknown words are usage errors that name the likely one.
+func guard(c *cobra.Command) {
+	if c.HasSubCommands() && c.HasParent() {
+		c.Args = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return unknownCommand(cmd, args[0])
+		}
+	}
+	for _, sub := range c.Commands() {
+		guard(sub)
+	}
+}
+
+func unknownCommand(c *cobra.Command, word string) error {
+	var names []string
+	for _, sub := range c.Commands() {
+		if !sub.Hidden {
+			names = append(names, sub.Name())
+		}
+	}
+	hint := "See: " + c.CommandPath() + " --help"
+	if near := daemon.Nearest(word, names); near != "" {
+		hint = "Did you mean: " + c.CommandPath() + " " + near
+	}
+	return usage(hint, "unknown command %q", line(word))
+}
+
+func flagError(c *cobra.Command, err error) error {
+	var own *control.Error
+	if errors.As(err, &own) {
+		return own
+	}
+	hint := "See: " + c.CommandPath() + " --help"
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		var names []string
+		c.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				names = append(names, f.Name)
+			}
+		})
+		if near := daemon.Nearest(unknown.GetSpecifiedName(), names); near != "" {
+			hint = "Did you mean --" + near + "?"
+		}
+	}
+	return usage(hint, "%s", line(err.Error()))
+}
+
+// exactly, atLeast and atMost check the number of arguments, naming what is missing.
+func exactly(names ...string) cobra.PositionalArgs { return between(len(names), len(names), names) }
+
+func atMost(names ...string) cobra.PositionalArgs { return between(0, len(names), names) }
+
+func between(least, most int, names []string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		hint := "Usage: " + c.UseLine()
+		switch {
+		case len(args) < least:
+			return usage(hint, "%s is missing", names[len(args)])
+		case len(args) > most:
+			return usage(hint, "too many arguments, beginning with %q", line(args[most]))
+		}
+		return nil
+	}
+}
+
+// usage is an error in how the program was called.
+func usage(hint, format string, args ...any) error {
+	return control.Errorf(control.ExitUsage, "usage", hint, format, args...)
+}
+
+// place is the home the flags and the environment name, and its config.
+func (a *app) place() (daemon.Home, error) {
+	w := daemon.Where{Dir: a.home, Profile: a.profile, Socket: a.socket, Getenv: a.env.Getenv}
+	if w.Dir == "" {
+		w.Dir = a.env.Getenv("SOTTO_HOME")
+	}
+	if w.Profile == "" {
+		w.Profile = a.env.Getenv("SOTTO_PROFILE")
+	}
+	return daemon.Locate(w)
+}
+
+// tty reports whether a file is a terminal that people look at.
+func tty(f *os.File) bool { return term.IsTerminal(f.Fd()) }
+
+// mayAsk reports whether somebody is there to answer.
+func (a *app) mayAsk() bool { return !a.noInput && tty(a.env.Stdin) && tty(a.env.Stderr) }
+
+// say tells a person something that is no result.
+func (a *app) say(format string, args ...any) {
+	if !a.quiet {
+		_, _ = fmt.Fprintf(a.env.Stderr, format+"\n", args...)
+	}
+}
+
+// report prints an error and returns the exit code.
+func (a *app) report(ctx context.Context, err error) int {
+	if err == nil {
+		return control.ExitDone
+	}
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, &control.Error{Code: "interrupted"})) {
+		return control.ExitInterrupted
+	}
+	var e *control.Error
+	if !errors.As(err, &e) {
+		e = control.Errorf(control.ExitFailed, "failed", "Run it again with -v; the log is shown by: sotto config path", "%v", err)
+	}
+	if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.EPIPE) {
+		return control.ExitFailed // nobody reads any more
+	}
+	if a.json {
+		a.printError(e)
+		return e.Exit
+	}
+	_, _ = fmt.Fprintln(a.env.Stderr, "sotto:", text(e.Message))
+	if e.Hint != "" {
+		_, _ = fmt.Fprintln(a.env.Stderr, " ", text(e.Hint))
+	}
+	return e.Exit
+}

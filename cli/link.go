@@ -1,0 +1,198 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"sotto/control"
+	"sotto/daemon"
+	"sotto/identity"
+)
+
+// need is what a command wants of the node (interface.md 2b).
+type need int
+
+const (
+	needRunning need = iota // a node that runs already
+	needStore               // the store: a running node, else opened here without networking
+	needNetwork             // the network: a running node, else one in this process for as long as the command lasts
+)
+
+// link is the way to a node. When own is set the node runs in this process and ends with the link.
+type link struct {
+	*control.Client
+	own  bool
+	stop context.CancelFunc
+	done chan error
+}
+
+// Close ends the link, and the node if it is ours; the error is why the node ended badly.
+func (l *link) Close() error {
+	l.Client.Close()
+	if !l.own {
+		return nil
+	}
+	l.stop()
+	return <-l.done
+}
+
+// joinFor is how long a command tries to reach the process that has the home.
+const joinFor = 5 * time.Second
+
+// with runs fn on a link. A node that was ending just then is no reason to fail: fn runs again on the next one, so it
+// must be safe to repeat.
+func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error {
+	for try := 0; ; try++ {
+		l, err := a.connect(ctx, want)
+		if err != nil {
+			return err
+		}
+		err = fn(l)
+		closed := l.Close()
+		gone := errors.Is(err, control.ErrNoNode) || errors.Is(err, &control.Error{Code: "node_stopping"})
+		if !gone || want == needRunning || try == 3 || ctx.Err() != nil {
+			return errors.Join(err, closed)
+		}
+	}
+}
+
+// connect reaches the node, or starts one if the command may; whoever loses the race for the home joins the winner.
+func (a *app) connect(ctx context.Context, want need) (*link, error) {
+	home, err := a.place()
+	if err != nil {
+		return nil, err
+	}
+	joining, cancel := context.WithTimeout(ctx, joinFor)
+	defer cancel()
+	for {
+		c, err := control.Connect(ctx, home.Socket)
+		switch {
+		case err == nil && (want != needNetwork || c.Online()):
+			a.checkVersion(c)
+			return &link{Client: c}, nil
+		case err == nil:
+			c.Close() // somebody reads the store just now; wait for the end of it
+			if a.noStart {
+				return nil, a.notRunning()
+			}
+		case !errors.Is(err, control.ErrNoNode):
+			return nil, err
+		case want == needRunning || a.noStart:
+			return nil, a.notRunning()
+		default:
+			l, err := a.start(ctx, home, want)
+			if err == nil || !daemon.InUse(err) {
+				return l, err
+			}
+		}
+		if err := a.clock.Wait(joining, 20*time.Millisecond); err != nil {
+			if ctx.Err() != nil {
+				return nil, ctx.Err()
+			}
+			return nil, control.Errorf(control.ExitNoNode, "home_in_use", "End that process, or choose another home with --home.",
+				"another process has %s and does not answer", home.Data)
+		}
+	}
+}
+
+func (a *app) notRunning() error {
+	return control.Errorf(control.ExitNoNode, "node_not_running", "Start it: sotto up", "the node is not running")
+}
+
+// checkVersion says once that another version answers; within one major API that works.
+func (a *app) checkVersion(c *control.Client) {
+	if v := c.NodeVersion(); v != a.env.Version {
+		a.say("note: the node runs version %s, this is %s; to renew it: sotto down, then sotto up", line(v), a.env.Version)
+	}
+}
+
+// start runs a node in this process and connects to it through its socket, as everybody else does.
+func (a *app) start(ctx context.Context, home daemon.Home, want need) (*link, error) {
+	cfg, err := daemon.LoadConfig(home.Config)
+	if err != nil {
+		return nil, err
+	}
+	opt := daemon.Options{Home: home, Version: a.env.Version, Offline: want == needStore, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock}
+	if !home.Exists() {
+		if opt.Create, err = a.firstRun(home, want); err != nil {
+			return nil, err
+		}
+	}
+	return a.launch(ctx, cfg, opt)
+}
+
+// launch starts the node and returns when its socket answers.
+func (a *app) launch(ctx context.Context, cfg daemon.Config, opt daemon.Options) (*link, error) {
+	log, file, err := a.log(opt.Home, cfg)
+	if err != nil {
+		return nil, err
+	}
+	opt.Log = log
+	ready := make(chan struct{})
+	opt.Ready = func() { close(ready) }
+	running, stop := context.WithCancel(context.WithoutCancel(ctx)) // it ends when the link is closed, after the command
+	l := &link{own: true, stop: stop, done: make(chan error, 1)}
+	go func() {
+		err := daemon.Run(running, cfg, opt)
+		_ = file.Close()
+		l.done <- err
+	}()
+	select {
+	case err := <-l.done:
+		stop()
+		return nil, err
+	case <-ready:
+	}
+	if l.Client, err = control.Connect(ctx, opt.Home.Socket); err != nil {
+		stop()
+		return nil, errors.Join(err, <-l.done)
+	}
+	return l, nil
+}
+
+// log is the home's log file, and the terminal too with -v.
+func (a *app) log(home daemon.Home, cfg daemon.Config) (*slog.Logger, interface{ Close() error }, error) {
+	var also *os.File
+	if a.verbose {
+		also = a.env.Stderr
+	}
+	if also == nil {
+		return daemon.OpenLog(home, cfg.Log.Level, nil)
+	}
+	return daemon.OpenLog(home, cfg.Log.Level, also)
+}
+
+// unlock opens the key file with the passphrase file, or by asking once.
+func (a *app) unlock() identity.Unlock {
+	path := a.passphraseFile()
+	if path == "" && !a.mayAsk() && a.passphrase == nil {
+		return identity.Unlock{}
+	}
+	return identity.Unlock{Passphrase: func() ([]byte, error) {
+		if a.passphrase != nil {
+			return a.passphrase, nil
+		}
+		p, err := a.readPassphrase(path, "Passphrase: ")
+		if err == nil {
+			a.passphrase = p
+		}
+		return p, err
+	}}
+}
+
+func (a *app) passphraseFile() string {
+	if a.passFile != "" {
+		return a.passFile
+	}
+	return a.env.Getenv("SOTTO_PASSPHRASE_FILE")
+}
+
+func (a *app) readPassphrase(path, prompt string) ([]byte, error) {
+	if path != "" {
+		return daemon.ReadPassphrase(path)
+	}
+	return a.askSecret(prompt)
+}

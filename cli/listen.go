@@ -1,0 +1,234 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"sotto/control"
+)
+
+// listening is what watch and wait share: where to begin and whom to hear.
+type listening struct {
+	cursor, after, conv string
+	all                 bool
+}
+
+func (a *app) watchCommand() *cobra.Command {
+	var p listening
+	var command string
+	c := &cobra.Command{
+		Use: "watch [NAME]", Short: "Print messages as they arrive",
+		Long: "Prints what others send from now on, until it is stopped. With --cursor the node remembers how far this reader has come, so that\n" +
+			"one that was away misses nothing. With --all every event is printed: own messages, receipts, contacts, invites.",
+		Example: "sotto watch\nsotto watch --json --cursor backup-bot | while read -r m; do …; done\nsotto watch --cursor bell --exec 'notify-send sotto'",
+		Args:    atMost("NAME"), ValidArgsFunction: a.completeName,
+		RunE: a.run(func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				p.conv = args[0]
+			}
+			return a.with(cmd.Context(), needNetwork, func(l *link) error {
+				return a.listen(cmd.Context(), l, p, func(e control.Event) (bool, error) {
+					if command != "" {
+						return false, a.execute(cmd.Context(), command, e)
+					}
+					return false, a.printEvent(e, p.all)
+				})
+			})
+		}),
+	}
+	p.flags(c)
+	c.Flags().BoolVar(&p.all, "all", false, "every event, not only others' messages")
+	c.Flags().StringVar(&command, "exec", "", "run this shell `command` for each, with the JSON on its stdin; a failure ends the watch before the cursor moves")
+	return c
+}
+
+func (p *listening) flags(c *cobra.Command) {
+	c.Flags().StringVar(&p.cursor, "cursor", "", "go on where the reader of this `name` was")
+	c.Flags().StringVar(&p.after, "after", "", "begin after this event `number` or message id")
+}
+
+func (a *app) waitCommand() *cobra.Command {
+	var p listening
+	var match string
+	c := &cobra.Command{
+		Use: "wait", Short: "Wait for one message and print it",
+		Long: "Ends with the first message that others send from now on (or since --cursor or --after) and that fits. Waits for 60 s unless\n" +
+			"--timeout says otherwise; exit 5 when nothing came.",
+		Example: "id=$(sotto send bob \"ok?\" --jq .id)\nsotto wait --from bob --after $id --match '^(yes|no)$' --timeout 10m --jq .text",
+		Args:    exactly(),
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			re, err := regexp.Compile(match)
+			if err != nil {
+				return usage("Write a regular expression as in RE2.", "--match: %v", err)
+			}
+			limit := a.timeout
+			if !cmd.Flags().Changed("timeout") {
+				limit = time.Minute
+			}
+			ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, errNothingCame)
+			defer cancel()
+			err = a.with(ctx, needNetwork, func(l *link) error {
+				return a.listen(ctx, l, p, func(e control.Event) (bool, error) {
+					if !re.MatchString(e.Message.Text) {
+						return false, nil
+					}
+					return true, a.printEvent(e, false)
+				})
+			})
+			if err != nil && errors.Is(context.Cause(ctx), errNothingCame) {
+				return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", limit)
+			}
+			return err
+		}),
+	}
+	p.flags(c)
+	c.Flags().StringVar(&p.conv, "from", "", "only from this contact")
+	c.Flags().StringVar(&match, "match", "", "only a text that fits this regular `expression`")
+	return c
+}
+
+var errNothingCame = errors.New("nothing came")
+
+// listen hands events to fn until it has had enough, and moves the cursor after each.
+func (a *app) listen(ctx context.Context, l *link, p listening, fn func(control.Event) (bool, error)) error {
+	conv := ""
+	if p.conv != "" {
+		c, err := l.Contact(ctx, p.conv)
+		if err != nil {
+			return err
+		}
+		conv = c.Name
+	}
+	place := control.StreamParams{Cursor: p.cursor}
+	if p.after != "" {
+		seq, err := a.placeOf(ctx, l, p.after)
+		if err != nil {
+			return err
+		}
+		place.After = &seq
+	}
+	stream, err := l.Events(ctx, place)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for {
+		e, err := stream.Next()
+		if err != nil {
+			return ended(ctx, err)
+		}
+		enough := false
+		if p.all && (conv == "" || concerns(e, conv)) || wanted(e, conv) {
+			if enough, err = fn(e); err != nil {
+				return err
+			}
+		}
+		if p.cursor != "" {
+			if err := l.Ack(ctx, p.cursor, e.Seq); err != nil {
+				return err
+			}
+		}
+		if enough {
+			return nil
+		}
+	}
+}
+
+// wanted is a message from somebody else.
+func wanted(e control.Event, conv string) bool {
+	return e.Kind == control.EventMessage && e.Message != nil && !e.Message.From.Me && (conv == "" || concerns(e, conv))
+}
+
+func concerns(e control.Event, conv string) bool {
+	switch {
+	case e.Message != nil:
+		return e.Message.Conv.Name == conv
+	case e.Contact != nil:
+		return e.Contact.Name == conv
+	default:
+		return e.Kind == control.EventReset
+	}
+}
+
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return control.ErrNoNode
+	}
+	return err
+}
+
+// placeOf is an event's number, given itself or as the message it announced.
+func (a *app) placeOf(ctx context.Context, l *link, after string) (uint64, error) {
+	if n, err := strconv.ParseUint(after, 10, 64); err == nil {
+		return n, nil
+	}
+	m, err := control.Call[control.Message](ctx, l.Client, "message.get", control.IDParams{ID: after})
+	return m.Seq, err
+}
+
+// printEvent prints a message as it is, or any event with --all.
+func (a *app) printEvent(e control.Event, all bool) error {
+	if a.json && all {
+		return a.printJSON(e)
+	}
+	if a.json {
+		return a.printJSON(e.Message)
+	}
+	return a.result(nil, func(w io.Writer) { _, _ = fmt.Fprintln(w, a.eventLine(e)) })
+}
+
+func (a *app) eventLine(e control.Event) string {
+	switch {
+	case e.Kind == control.EventMessage && e.Message != nil:
+		if e.Message.From.Me {
+			return "[" + line(e.Message.Conv.Name) + "] " + a.spoken(*e.Message)
+		}
+		return a.spoken(*e.Message)
+	case e.Kind == control.EventReceipt && e.Message != nil:
+		return fmt.Sprintf("%s %s to %s is %s", a.when(e.At), shortID(e.Message.ID), line(e.Message.Conv.Name), e.Message.State)
+	case e.Contact != nil:
+		return fmt.Sprintf("%s contact %s is %s", a.when(e.At), line(e.Contact.Name), e.Contact.State)
+	case e.Invite != nil:
+		return fmt.Sprintf("%s invite %s is %s", a.when(e.At), shortID(e.Invite.ID), e.Invite.State)
+	default:
+		return fmt.Sprintf("%s %s", a.when(e.At), e.Kind)
+	}
+}
+
+// execute runs a person's own command for an event. What a peer wrote goes to its stdin only, never into the command.
+func (a *app) execute(ctx context.Context, command string, e control.Event) error {
+	var v any = e
+	if e.Message != nil {
+		v = e.Message
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode event %d: %w", e.Seq, err)
+	}
+	shell := []string{"/bin/sh", "-c"}
+	if runtime.GOOS == "windows" {
+		shell = []string{"cmd", "/C"}
+	}
+	cmd := exec.CommandContext(ctx, shell[0], append(shell[1:], command)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(append(raw, '\n')), a.env.Stdout, a.env.Stderr
+	if err := cmd.Run(); err != nil && ctx.Err() == nil {
+		return control.Errorf(control.ExitFailed, "exec_failed", "Correct the command; the same message comes again with the same --cursor.",
+			"%q failed on event %d: %v", strings.TrimSpace(command), e.Seq, err)
+	}
+	return ctx.Err()
+}

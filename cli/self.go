@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"sotto/control"
+	"sotto/daemon"
+	"sotto/identity"
+)
+
+func (a *app) identityCommand() *cobra.Command {
+	c := &cobra.Command{Use: "identity", Short: "Show and keep who you are", RunE: a.run(a.showIdentity)}
+	c.AddCommand(
+		&cobra.Command{Use: "show", Short: "Show your name and keys", Args: exactly(), RunE: a.run(a.showIdentity)},
+		&cobra.Command{
+			Use: "backup [FILE]", Short: "Write down the 24 words that bring your identity back", Args: atMost("FILE"),
+			Long: "Prints the 24 words, or writes them into a new file. Whoever has them can become you: write them on paper and keep it safe.\n" +
+				"They bring back who you are, not your messages.",
+			RunE: a.run(a.backup),
+		},
+		a.passphraseCommand(),
+	)
+	return c
+}
+
+func (a *app) showIdentity(cmd *cobra.Command, _ []string) error {
+	return a.with(cmd.Context(), needStore, func(l *link) error {
+		id, err := control.Call[control.Identity](cmd.Context(), l.Client, "identity.show", control.None{})
+		if err != nil {
+			return err
+		}
+		return a.result(id, func(w io.Writer) {
+			_, _ = fmt.Fprintf(w, "name\t%s\naccount\t%s\ndevice\t%s\nsince\t%s\n", line(id.Name), id.Account, id.Device, a.stamp(id.Created))
+		})
+	})
+}
+
+// backup reads the key file itself: the words never pass the local API.
+func (a *app) backup(_ *cobra.Command, args []string) error {
+	home, err := a.place()
+	if err != nil {
+		return err
+	}
+	keys, err := daemon.OpenKeyFile(home, a.unlock())
+	if err != nil {
+		return err
+	}
+	words := keys.Seed().Words()
+	if len(args) == 1 {
+		return a.keepWords(args[0], words)
+	}
+	a.say("These 24 words are your identity. Write them on paper; whoever has them can become you.")
+	return a.result(map[string]string{"words": words}, func(w io.Writer) {
+		if !tty(a.env.Stdout) {
+			_, _ = fmt.Fprintln(w, words)
+			return
+		}
+		for i, word := range strings.Fields(words) {
+			_, _ = fmt.Fprintf(w, "%2d %-10s", i+1, word)
+			if i%4 == 3 {
+				_, _ = fmt.Fprintln(w)
+			}
+		}
+	})
+}
+
+func (a *app) keepWords(path, words string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return control.Errorf(control.ExitFailed, "file_exists", "Choose a new file.", "cannot write the words: %v", err)
+	}
+	_, err = fmt.Fprintln(f, words)
+	if e := f.Sync(); err == nil {
+		err = e
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("write the words into %s: %w", path, err)
+	}
+	return a.result(map[string]string{"file": path}, func(io.Writer) { a.say("wrote %s; whoever reads it can become you", path) })
+}
+
+func (a *app) passphraseCommand() *cobra.Command {
+	var file string
+	var keyring, unencrypted bool
+	c := &cobra.Command{
+		Use: "passphrase", Short: "Change how your key is locked", Args: exactly(),
+		Long: "Asks for the old passphrase and twice for the new one. The old one comes from --passphrase-file where nobody can be asked.",
+		RunE: a.run(func(*cobra.Command, []string) error {
+			home, err := a.place()
+			if err != nil {
+				return err
+			}
+			keys, err := daemon.OpenKeyFile(home, a.unlock())
+			if err != nil {
+				return err
+			}
+			lock, err := a.newLock(home, file, keyring, unencrypted)
+			if err != nil {
+				return err
+			}
+			if err := keys.Rewrap(lock); err != nil {
+				return control.Errorf(control.ExitFailed, "not_locked_anew", "The old lock still holds; try again, or choose another way.", "%v", err)
+			}
+			return a.result(map[string]string{"lock": keys.Lock().String()}, func(io.Writer) { a.say("the key is now locked with: %s", keys.Lock()) })
+		}),
+	}
+	c.Flags().StringVar(&file, "new-passphrase-file", "", "read the new passphrase from this `file`")
+	c.Flags().BoolVar(&keyring, "keyring", false, "keep the key in the system keyring")
+	c.Flags().BoolVar(&unencrypted, "unencrypted", false, "leave the key file open to whoever can read it")
+	return c
+}
+
+func (a *app) newLock(home daemon.Home, file string, keyring, unencrypted bool) (identity.Lock, error) {
+	switch {
+	case keyring && unencrypted || file != "" && (keyring || unencrypted):
+		return nil, usage("Choose one.", "--new-passphrase-file, --keyring and --unencrypted exclude one another")
+	case unencrypted:
+		return identity.Unencrypted(), nil
+	case keyring:
+		return identity.Keyring("sotto", home.Profile), nil
+	case file != "":
+		p, err := daemon.ReadPassphrase(file)
+		return identity.Passphrase(p), err
+	case !a.mayAsk():
+		return nil, control.Errorf(control.ExitLocked, "lock_missing", "Add --new-passphrase-file FILE, or --keyring, or --unencrypted.", "the new lock was not said and nobody can be asked")
+	}
+	return a.askLock(home)
+}
+
+func (a *app) configCommand() *cobra.Command {
+	c := &cobra.Command{Use: "config", Short: "Show where files are and what the config says", RunE: a.run(a.showConfig)}
+	c.AddCommand(
+		&cobra.Command{Use: "path", Short: "Show where everything is", Args: exactly(), RunE: a.run(a.showPaths)},
+		&cobra.Command{Use: "show", Short: "Show the config in force, with all keys", Args: exactly(), RunE: a.run(a.showConfig)},
+		&cobra.Command{Use: "check", Short: "Check config.toml", Args: exactly(), RunE: a.run(func(*cobra.Command, []string) error {
+			home, err := a.place()
+			if err != nil {
+				return err
+			}
+			if _, err := daemon.LoadConfig(home.Config); err != nil {
+				return err
+			}
+			return a.result(map[string]any{"file": home.Config, "ok": true}, func(io.Writer) { a.say("%s is fine", home.Config) })
+		})},
+	)
+	return c
+}
+
+func (a *app) showPaths(*cobra.Command, []string) error {
+	home, err := a.place()
+	if err != nil {
+		return err
+	}
+	paths := []struct{ name, path string }{{"config", home.Config}, {"data", home.Data}, {"key", home.KeyFile()}, {"log", home.Log()}, {"socket", home.Socket}}
+	obj := map[string]string{}
+	for _, p := range paths {
+		obj[p.name] = p.path
+	}
+	return a.result(obj, func(w io.Writer) {
+		for _, p := range paths {
+			_, _ = fmt.Fprintf(w, "%s\t%s\n", p.name, p.path)
+		}
+	})
+}
+
+func (a *app) showConfig(*cobra.Command, []string) error {
+	home, err := a.place()
+	if err != nil {
+		return err
+	}
+	cfg, err := daemon.LoadConfig(home.Config)
+	if err != nil {
+		return err
+	}
+	return a.result(cfg.Tree(), func(w io.Writer) { _, _ = io.WriteString(w, cfg.String()) })
+}

@@ -1,0 +1,284 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"sotto/control"
+	"sotto/daemon"
+	"sotto/identity"
+)
+
+// createFlags are what a first run needs to know when nobody can be asked.
+type createFlags struct {
+	name                 string
+	keyring, unencrypted bool
+}
+
+func (c *createFlags) register(f *pflag.FlagSet) {
+	f.StringVar(&c.name, "name", "", "first run: your `name`, as friends see it")
+	f.BoolVar(&c.keyring, "keyring", false, "first run: keep the key in the system keyring")
+	f.BoolVar(&c.unencrypted, "unencrypted", false, "first run: leave the key file open to whoever can read it")
+}
+
+// firstRun asks for, or takes from the flags, what a new identity needs.
+func (a *app) firstRun(home daemon.Home, want need) (*daemon.Create, error) {
+	if want != needNetwork {
+		return nil, daemon.ErrNoIdentity
+	}
+	c := &daemon.Create{Name: a.create.name}
+	var err error
+	if c.Name == "" {
+		if !a.mayAsk() {
+			return nil, control.Errorf(control.ExitUsage, "name_missing", "Give it: sotto up --name NAME --passphrase-file FILE (or --keyring, or --unencrypted)",
+				"there is no identity in %s yet, and --name is missing", home.Data)
+		}
+		if c.Name, err = a.ask("Welcome. Your name, as friends see it: "); err != nil {
+			return nil, err
+		}
+	}
+	if err := identity.CheckName(c.Name); err != nil || c.Name == "" {
+		return nil, usage("Use letters and digits, at most 64 bytes.", "%q cannot be a name: %v", line(c.Name), err)
+	}
+	c.Lock, err = a.firstLock(home)
+	return c, err
+}
+
+// firstLock chooses how the key file is locked. Leaving it open is never chosen for anybody.
+func (a *app) firstLock(home daemon.Home) (identity.Lock, error) {
+	path := a.passphraseFile()
+	chosen := 0
+	for _, on := range []bool{path != "", a.create.keyring, a.create.unencrypted} {
+		if on {
+			chosen++
+		}
+	}
+	switch {
+	case chosen > 1 && (a.create.keyring || a.create.unencrypted):
+		return nil, usage("Choose one.", "--passphrase-file, --keyring and --unencrypted exclude one another")
+	case a.create.unencrypted:
+		a.say("note: the key file %s is not encrypted; whoever reads it is you", home.KeyFile())
+		return identity.Unencrypted(), nil
+	case a.create.keyring:
+		return identity.Keyring("sotto", home.Profile), nil
+	case path != "":
+		p, err := daemon.ReadPassphrase(path)
+		a.passphrase = p
+		return identity.Passphrase(p), err
+	case !a.mayAsk():
+		return nil, control.Errorf(control.ExitLocked, "lock_missing", "Add --passphrase-file FILE, or --keyring, or --unencrypted.",
+			"how the new key is kept was not said: --passphrase-file, --keyring or --unencrypted is missing")
+	}
+	return a.askLock(home)
+}
+
+func (a *app) askLock(home daemon.Home) (identity.Lock, error) {
+	for {
+		p, err := a.askSecret("Choose a passphrase for your key (empty: keep the key in the system keyring): ")
+		if err != nil {
+			return nil, err
+		}
+		if len(p) == 0 {
+			return identity.Keyring("sotto", home.Profile), nil
+		}
+		again, err := a.askSecret("The same again: ")
+		if err != nil {
+			return nil, err
+		}
+		if err := identity.CheckPassphrase(p); err != nil {
+			a.say("%v", err)
+		} else if string(again) == string(p) {
+			a.passphrase = p
+			return identity.Passphrase(p), nil
+		} else {
+			a.say("The two differ.")
+		}
+	}
+}
+
+// begin is sotto without a command: first run if needed, then the chats; with an invite, that friend first.
+func (a *app) begin(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage("See: sotto --help", "too many arguments, beginning with %q", line(args[1]))
+	}
+	if len(args) == 1 && args[0] != "-" && !looksLikeInvite(args[0]) {
+		return unknownCommand(cmd, args[0])
+	}
+	if !tty(a.env.Stdin) || !tty(a.env.Stdout) || a.noInput {
+		if len(args) == 1 {
+			return a.add(cmd.Context(), args[0], addOptions{})
+		}
+		a.say("%s", shortHelp)
+		return usage("In scripts, name a command.", "there is no terminal to chat in")
+	}
+	return a.with(cmd.Context(), needNetwork, func(l *link) error {
+		name := ""
+		if len(args) == 1 {
+			added, err := a.follow(cmd.Context(), l, args[0], addOptions{})
+			if err != nil {
+				return err
+			}
+			name = added.Contact.Name
+		}
+		return a.home0(cmd.Context(), l, name)
+	})
+}
+
+const shortHelp = `sotto: messages between people, with nobody in between
+  sotto up --name NAME     make an identity and run
+  sotto invite             a link for a friend       sotto add LINK      follow a friend's
+  sotto send NAME TEXT     write                     sotto read NAME     read
+  sotto watch              print what arrives        sotto --help        everything`
+
+// home0 is what a person sees first: how they are reached, whom they know, and the chats.
+func (a *app) home0(ctx context.Context, l *link, name string) error {
+	if err := a.printStatusLine(ctx, l); err != nil {
+		return err
+	}
+	contacts, err := l.Contacts(ctx)
+	if err != nil {
+		return err
+	}
+	if len(contacts) == 0 {
+		inv, err := l.Invite(ctx, control.InviteParams{})
+		if err != nil {
+			return err
+		}
+		a.say("\nInvite a friend: send this link, or let them scan the code. One use, 24 hours.")
+		if err := a.showInvite(inv, inviteOptions{qr: true}); err != nil {
+			return err
+		}
+		a.say("Waiting… The chat opens when they have followed it; the invite stays good if you leave and come back.")
+	}
+	if err := a.chat(ctx, l, name); err != nil {
+		return err
+	}
+	if l.own {
+		a.say("Messages arrive only while sotto runs. To keep it running: sotto up")
+	}
+	return nil
+}
+
+func (a *app) upCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use: "up", Short: "Run the node until it is stopped",
+		Long:    "Runs the node in the foreground; prints a line when it is reachable. Stops on Ctrl-C, SIGTERM or sotto down.",
+		Example: "sotto up\nsotto up --name Alice --passphrase-file ~/pass --no-input",
+		Args:    exactly(), RunE: a.run(a.up),
+	}
+	a.create.register(c.Flags())
+	return c
+}
+
+func (a *app) up(cmd *cobra.Command, _ []string) error {
+	ctx := cmd.Context()
+	home, err := a.place()
+	if err != nil {
+		return err
+	}
+	if c, err := control.Connect(ctx, home.Socket); err == nil {
+		online := c.Online()
+		c.Close()
+		if online {
+			return control.Errorf(control.ExitFailed, "already_running", "See: sotto status", "the node of %s runs already", home.Data)
+		}
+	}
+	cfg, err := daemon.LoadConfig(home.Config)
+	if err != nil {
+		return err
+	}
+	opt := daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock, Notify: true}
+	if !home.Exists() {
+		if opt.Create, err = a.firstRun(home, needNetwork); err != nil {
+			return err
+		}
+	} else if a.create.name != "" { // a first run that was cut off has the key already
+		opt.Create = &daemon.Create{Name: a.create.name}
+	}
+	return a.stayUp(ctx, cfg, opt)
+}
+
+// stayUp runs the node until somebody stops it. A command that only reads the store may hold the home for a moment.
+func (a *app) stayUp(ctx context.Context, cfg daemon.Config, opt daemon.Options) error {
+	joining, cancel := context.WithTimeout(ctx, joinFor)
+	defer cancel()
+	l, err := a.launch(ctx, cfg, opt)
+	for daemon.InUse(err) {
+		if waited := a.clock.Wait(joining, 20*time.Millisecond); waited != nil {
+			return err
+		}
+		l, err = a.launch(ctx, cfg, opt)
+	}
+	if err != nil {
+		return err
+	}
+	if err := a.printStatusLine(ctx, l); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	select {
+	case err = <-l.done:
+		l.done <- nil
+	case <-ctx.Done():
+	}
+	return errors.Join(err, l.Close())
+}
+
+func (a *app) printStatusLine(ctx context.Context, l *link) error {
+	st, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	a.say("sotto runs as %s · %s", line(st.Name), reachLine(st.Net))
+	for _, w := range st.Warnings {
+		a.say("! %s → %s", line(w.Text), line(w.Fix))
+	}
+	return nil
+}
+
+func reachLine(n control.NetStatus) string {
+	how := map[string]string{"public": "reachable directly", "relay": "reachable through a relay"}[n.Reachability]
+	if how == "" {
+		how = "reachability not known yet"
+	}
+	return fmt.Sprintf("%s · %d peers, %d contacts connected", how, n.Peers, n.Contacts)
+}
+
+func (a *app) downCommand() *cobra.Command {
+	return &cobra.Command{Use: "down", Short: "Stop the running node", Args: exactly(), RunE: a.run(a.down)}
+}
+
+// down asks the node to stop and waits until it is gone, so that the next command finds the home free.
+func (a *app) down(cmd *cobra.Command, _ []string) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	defer cancel()
+	l, err := a.connect(ctx, needRunning)
+	if err != nil {
+		return err
+	}
+	defer l.Client.Close()
+	home, err := a.place()
+	if err != nil {
+		return err
+	}
+	if err := l.Stop(ctx); err != nil {
+		return err
+	}
+	for {
+		c, err := control.Connect(ctx, home.Socket)
+		if errors.Is(err, control.ErrNoNode) {
+			return a.result(map[string]bool{"stopped": true}, func(io.Writer) { a.say("stopped") })
+		}
+		if err == nil {
+			c.Close()
+		}
+		if err := a.clock.Wait(ctx, 10*time.Millisecond); err != nil {
+			return control.Errorf(control.ExitNotInTime, "not_stopped", "Look at its process: sotto status", "the node was asked to stop and still answers")
+		}
+	}
+}
