@@ -124,7 +124,12 @@ func (in *inbound) read(ctx context.Context, key [32]byte) error {
 			return err
 		}
 		in.c.touch(in.n.clock.Now(), 1)
-		in.queue <- offered{id: o.ID, bytes: len(o.Item), wait: in.n.h.Offer(ctx, key, o.Item)}
+		select {
+		case in.queue <- offered{id: o.ID, bytes: len(o.Item), wait: in.n.h.Offer(ctx, key, o.Item)}:
+		case <-ctx.Done(): // the item is queued with the messenger; its answer has nowhere to go
+			in.c.touch(in.n.clock.Now(), -1)
+			return ctx.Err()
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -362,6 +363,10 @@ func (n *Node) fetchLAN(ctx context.Context, name [32]byte) ([]byte, error) {
 }
 
 func (n *Node) fetchHint(ctx context.Context, name [32]byte, hint string, tried func()) ([]byte, error) {
+	if n.cfg.RelayOnly && !strings.Contains(hint, "/p2p-circuit") {
+		tried()
+		return nil, fmt.Errorf("hint %s would show our address to whoever made the link: %w", hint, wire.ErrUnreachable)
+	}
 	p, err := n.connectFront(ctx, hint)
 	tried()
 	if err != nil {

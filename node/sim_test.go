@@ -326,13 +326,13 @@ func TestANodeComesBackOnlineAfterItsVolunteerWasAway(t *testing.T) {
 		ip := "1.1.1.3" // the volunteer's DHT host is the second host made
 		w.sim.Cut(ip)
 		w.pass(5 * time.Minute)
-		if a.Status().DHTServers != 0 {
-			t.Fatal("still connected to a volunteer that is cut off")
+		if s := a.Status(); s.DHTServers != 0 || s.Online || onlines != 1 {
+			t.Fatalf("cut off: %+v, Online was called %d times", s, onlines)
 		}
 		w.sim.Heal(ip)
 		w.pass(6 * time.Minute)
-		if !a.Status().Online || a.Status().DHTServers != 1 {
-			t.Fatalf("not back: %+v", a.Status())
+		if s := a.Status(); !s.Online || s.DHTServers != 1 || onlines != 2 {
+			t.Fatalf("not back: %+v, Online was called %d times", s, onlines)
 		}
 	})
 }

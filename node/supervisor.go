@@ -311,22 +311,14 @@ func (n *Node) keepBootstrapped(ctx context.Context) {
 	var refreshed time.Time
 	for {
 		n.dialServers(ctx)
-		up := n.kad.WAN.RoutingTable().Size() > 0
-		n.mu.Lock()
-		came := up && !n.online
-		n.online = up
-		n.mu.Unlock()
-		if came {
-			n.news.tell(func(w *news) { w.online = true })
-			wake(n.learnWake)
-		}
+		up := n.noteOnline()
 		now := n.clock.Now()
 		if up && now.Sub(refreshed) >= refreshEvery && n.kad.WAN.RoutingTable().Size() > 1 {
 			refreshed = now
 			_ = n.kad.WAN.RefreshRoutingTable() // its answer comes on a buffered channel nobody needs
 		}
 		wait := retryIdle
-		if !up {
+		if !up && n.known.anyDHT() {
 			wait = time.Second
 		}
 		select {
@@ -336,6 +328,20 @@ func (n *Node) keepBootstrapped(ctx context.Context) {
 		case <-time.After(wait):
 		}
 	}
+}
+
+// noteOnline tells the caller when the DHT came into reach.
+func (n *Node) noteOnline() (up bool) {
+	up = slices.ContainsFunc(n.kad.WAN.RoutingTable().ListPeers(), func(p peer.ID) bool { return connected(n.front.Network(), p) })
+	n.mu.Lock()
+	came := up && !n.online
+	n.online = up
+	n.mu.Unlock()
+	if came {
+		n.news.tell(func(w *news) { w.online = true })
+		wake(n.learnWake)
+	}
+	return up
 }
 
 // dialServers connects to as many known DHT hosts as are missing, all at once.
@@ -354,19 +360,24 @@ func (n *Node) dialServers(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, info := range list {
 		wg.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, n.limits.DialTimeout)
+			dial, cancel := context.WithTimeout(ctx, n.limits.DialTimeout)
 			defer cancel()
-			err := n.front.Connect(ctx, info)
-			if err != nil && ctx.Err() == nil {
-				n.log.Info("DHT host cannot be reached", "peer", short(info.ID), "err", err)
-			}
+			err := n.front.Connect(dial, info)
 			n.known.tried(info.ID, n.clock.Now(), err)
+			if err != nil {
+				if ctx.Err() == nil {
+					n.log.Info("DHT host cannot be reached", "peer", short(info.ID), "err", err)
+				}
+				return
+			}
+			settle, stop := context.WithTimeout(ctx, settleServer)
+			defer stop()
+			if waitServer(settle, n.kad.WAN) == nil {
+				n.noteOnline() // without waiting for those that do not answer
+			}
 		})
 	}
 	wg.Wait()
-	ctx, cancel := context.WithTimeout(ctx, settleServer)
-	defer cancel()
-	_ = waitServer(ctx, n.kad.WAN)
 }
 
 // Ping measures a round trip to a contact, end to end between the two inner hosts.
