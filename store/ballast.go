@@ -23,8 +23,25 @@ func writeZeros(f *os.File, size int64) error {
 	return nil
 }
 
+// shutNeeds is how much the engine may write while it closes: what both memtables hold.
+const shutNeeds = 24 << 20
+
+// roomToShut reports whether the engine can write out what it holds; on a full disk that would kill the process. The ballast is
+// given up for it. Without room the log keeps everything for the next start.
+func roomToShut(cfg Config) bool {
+	if cfg.Reserve < 0 {
+		return true
+	}
+	free, err := freeSpace(cfg.Dir)
+	if err == nil && free < shutNeeds && os.Remove(cfg.path(ballastFile)) == nil {
+		cfg.Log.Warn("store: the disk is full; the ballast file was given up")
+		free, err = freeSpace(cfg.Dir)
+	}
+	return err == nil && free >= shutNeeds
+}
+
 // makeRoom gives the ballast up when the disk is too full for the engine to start.
-func makeRoom(d disk, cfg Config) error {
+func makeRoom(cfg Config) error {
 	if cfg.Reserve < 0 {
 		return nil
 	}

@@ -56,6 +56,15 @@ func (s *Store) inspect(was sentinel) ([]Damage, error) {
 		found = append(found, Damage{Where: "the engine's files",
 			What: fmt.Sprintf("they end at commit %d, %d was acknowledged: cut short, deleted, or an older copy", newest, promised)})
 	}
+	if len(found) == 0 {
+		lost, err := files.lostTable()
+		if err != nil {
+			return nil, stop("the engine's files", err)
+		}
+		if lost != "" {
+			found = append(found, Damage{Where: badger.ManifestFilename, What: "it does not name " + lost + ", which holds rows that are nowhere else"})
+		}
+	}
 	s.unread = files.read >= files.budget
 	return found, nil
 }
@@ -123,7 +132,7 @@ func (s *Store) Deep(ctx context.Context) (DeepReport, error) {
 		s.note(Damage{Where: "tables", What: err.Error()})
 	}
 	err := s.View(func(tx *Tx) error {
-		for _, check := range []func(context.Context, *DeepReport) error{tx.deepRows, tx.deepTalks, tx.deepIndexes} {
+		for _, check := range []func(context.Context, *DeepReport) error{tx.deepRows, tx.deepTalks, tx.deepIndexes, tx.deepEvents} {
 			if err := check(ctx, &report); err != nil && !errors.Is(err, ErrDamaged) {
 				return err
 			}
@@ -206,6 +215,18 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tInviteName, func(_, plain []byte) []byte { return key(tInvite, plain) }),
 	)
+}
+
+// deepEvents reads the event log from end to end.
+func (tx *Tx) deepEvents(ctx context.Context, _ *DeepReport) error {
+	for after := uint64(0); ctx.Err() == nil; {
+		list, err := tx.EventsAfter(after, 0)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		after = list[len(list)-1].Seq
+	}
+	return ctx.Err()
 }
 
 func (tx *Tx) follow(ctx context.Context, t table, target func(k, plain []byte) []byte) error {

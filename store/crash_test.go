@@ -143,7 +143,7 @@ func TestEverySyncCommitAndRenameHasACrashPoint(t *testing.T) {
 
 func TestAKillAtEveryPointLosesNothing(t *testing.T) {
 	for _, point := range CrashPoints() {
-		for _, pass := range []int{1, 2, 9} {
+		for _, pass := range []int{1, 4} {
 			t.Run(fmt.Sprintf("%s/%d", point, pass), func(t *testing.T) {
 				t.Parallel()
 				dir := fastDir(t) + "/store"

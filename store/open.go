@@ -133,7 +133,7 @@ func (s *Store) openLocked(ctx context.Context) (*Store, error) {
 	if err := agree(cfg, was, known); err != nil {
 		return nil, err
 	}
-	if err := makeRoom(s.disk, cfg); err != nil {
+	if err := makeRoom(cfg); err != nil {
 		return nil, err
 	}
 	if !known {
@@ -151,6 +151,7 @@ func (s *Store) openLocked(ctx context.Context) (*Store, error) {
 		}
 		if len(found) > 0 {
 			_ = s.page.close()
+			s.page = nil
 			return s.openReadable(ctx, found)
 		}
 	}
@@ -393,7 +394,12 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) closeFiles(clean bool) error {
-	err := s.disk.around(stepEngineShut, s.db.Close)
+	var err error
+	if roomToShut(s.cfg) {
+		err = s.disk.around(stepEngineShut, s.db.Close)
+	} else { // left open: the process is about to end, and its log has everything
+		err = fmt.Errorf("store: close: %w", ErrFull)
+	}
 	s.db = nil
 	closeToOthers(s.cfg.path(engineDir))
 	if clean && err == nil {

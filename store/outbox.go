@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -44,7 +45,7 @@ func outgoingMsgKey(o Outgoing) []byte {
 	return key(tOutgoingMsg, o.MsgID[:], o.Account[:], u64(o.Order))
 }
 
-// PutOutgoing writes an item; with Order 0 it is appended behind all others and Order is filled in.
+// PutOutgoing writes an item; with Order 0 it is appended behind all others and Order is filled in, else the entry must be there.
 func (tx *Tx) PutOutgoing(o *Outgoing) error {
 	if o.Order == 0 {
 		tx.state.Next++
@@ -52,6 +53,8 @@ func (tx *Tx) PutOutgoing(o *Outgoing) error {
 		if err := tx.putRaw(outgoingMsgKey(*o), nil); err != nil {
 			return err
 		}
+	} else if _, err := tx.getRaw(outgoingKey(o.Account, o.Order)); err != nil { // what was delivered or cancelled stays so
+		return fmt.Errorf("store: outbox entry %d: %w", o.Order, err)
 	}
 	return put(tx, outgoingKey(o.Account, o.Order), *o)
 }
@@ -116,17 +119,16 @@ func (o *outboxHeads) raise(account [32]byte, head uint64) {
 
 // walkOutgoing walks over an account's items above after, and in a view learns where they begin.
 func (tx *Tx) walkOutgoing(account [32]byte, after uint64, keysOnly bool, fn func(k, plain []byte) (bool, error)) error {
-	from := max(after+1, tx.s.outbox.get(account))
-	first, stopped := uint64(0), false
+	head := tx.s.outbox.get(account)
+	from := max(after+1, head)
+	first := uint64(0)
 	err := tx.iterate(scan{prefix: key(tOutgoing, account[:]), from: outgoingKey(account, from), keysOnly: keysOnly}, func(k, plain []byte) (bool, error) {
 		if first == 0 {
 			first = binary.BigEndian.Uint64(k[33:])
 		}
-		more, err := fn(k, plain)
-		stopped = stopped || !more
-		return more, err
+		return fn(k, plain)
 	})
-	if err != nil || tx.own != nil || after >= from {
+	if err != nil || tx.own != nil || from > max(head, 1) { // a walk that began behind the head says nothing about it
 		return err
 	}
 	if first == 0 {

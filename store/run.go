@@ -53,8 +53,9 @@ func (s *Store) report(what string, err error) {
 	}
 }
 
-// watchDisk notices that there is room again, and puts the ballast back.
+// watchDisk gives the ballast up before the engine's own work meets a full disk, and puts it back when there is room again.
 func (s *Store) watchDisk() {
+	roomToShut(s.cfg)
 	if err := s.writable(); err == nil {
 		s.report("make ballast", makeBallast(s.disk, s.cfg))
 	}

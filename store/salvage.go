@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,8 +36,8 @@ type salvager struct {
 	to     *Store
 	ring   *ring
 	report SalvageReport
-	newest map[[16]byte]uint64 // hash of the key → version written
-	rows   []rawEntry          // the next batch, opened
+	newest map[rowID]uint64 // version written
+	rows   []rawEntry       // the next batch, opened
 	size   int
 }
 
@@ -50,7 +49,7 @@ func salvage(ctx context.Context, from string, cfg Config) (SalvageReport, error
 	if err != nil {
 		return SalvageReport{}, fmt.Errorf("store: salvage: %w", err)
 	}
-	v := &salvager{to: to, newest: map[[16]byte]uint64{}, ring: &ring{}}
+	v := &salvager{to: to, newest: map[rowID]uint64{}, ring: &ring{}}
 	err = v.run(ctx, from)
 	return v.report, errors.Join(err, to.Close())
 }
@@ -69,7 +68,7 @@ func (v *salvager) run(ctx context.Context, from string) error {
 	}
 	defer files.close()
 	for _, t := range files.live {
-		err := v.readTable(ctx, files, t)
+		err := files.anyEntries(t, v.within(ctx))
 		if ctx.Err() != nil || errors.Is(err, ErrFull) {
 			return err
 		}
@@ -136,29 +135,13 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 	for id := range known {
 		files.live = append(files.live, tableFile{id: id, keyID: known[id]})
 	}
-	for _, name := range names {
-		if id, ok := tableID(name); ok && known[id] == 0 && len(known) == 0 {
+	for _, name := range names { // also those it does not name: the newest version of a row wins
+		if id, ok := tableID(name); ok && known[id] == 0 {
 			files.live = append(files.live, tableFile{id: id})
 		}
 	}
 	newestFirst(files.live)
 	return files, nil
-}
-
-// readTable reads a table with the key the MANIFEST names, or with whichever fits.
-func (v *salvager) readTable(ctx context.Context, files *engineFileSet, t tableFile) error {
-	if t.keyID != 0 {
-		return files.entries(t, v.within(ctx))
-	}
-	err := errors.New("no data key")
-	for _, id := range files.dataKeys() {
-		before := v.report.Rows + len(v.rows)
-		err = files.entries(tableFile{id: t.id, keyID: id}, v.within(ctx))
-		if err == nil || v.report.Rows+len(v.rows) > before || ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
 }
 
 func (v *salvager) within(ctx context.Context) func(rawEntry) error {
@@ -175,8 +158,7 @@ func (v *salvager) take(e rawEntry) error {
 	if len(e.key) == 0 || tableNames[table(e.key[0])] == "" {
 		return nil // the engine's own
 	}
-	sum := sha256.Sum256(e.key)
-	id := [16]byte(sum[:16])
+	id := e.id()
 	if seen, ok := v.newest[id]; ok && seen >= e.version {
 		return nil
 	}

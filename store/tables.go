@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -175,6 +176,79 @@ func (f *engineFileSet) checkTable(t tableFile, k *keys, rows *sealer) (commit u
 		return tab.VerifyChecksum()
 	})
 	return commit, err
+}
+
+// lostTable finds a table that the MANIFEST does not name although it holds what is nowhere else. The engine would delete it.
+// Tables that a crash left unfinished repeat what lies in the log or in the tables they were made from.
+func (f *engineFileSet) lostTable() (string, error) {
+	names, err := engineFiles(filepath.Dir(f.dir), ".sst")
+	if err != nil {
+		return "", err
+	}
+	orphans := slices.DeleteFunc(names, func(name string) bool {
+		id, ok := tableID(name)
+		return !ok || slices.ContainsFunc(f.live, func(t tableFile) bool { return t.id == id })
+	})
+	if len(orphans) == 0 {
+		return "", nil
+	}
+	newest := map[rowID]uint64{}
+	note := func(e rawEntry) error {
+		newest[e.id()] = max(newest[e.id()], e.version)
+		return nil
+	}
+	for _, t := range f.live {
+		if err := f.entries(t, note); err != nil {
+			return "", err
+		}
+	}
+	for _, name := range f.logs {
+		if err := f.readLog(name, false, note); err != nil {
+			return "", err
+		}
+	}
+	for _, name := range orphans {
+		id, _ := tableID(name)
+		err := f.anyEntries(tableFile{id: id}, func(e rawEntry) error {
+			if newest[e.id()] < e.version {
+				return errLostTable
+			}
+			return nil
+		})
+		if errors.Is(err, errLostTable) {
+			return filepath.Base(name), nil
+		}
+	}
+	return "", nil
+}
+
+var errLostTable = errors.New("holds rows that are nowhere else")
+
+// rowID stands for a key in maps over all rows.
+type rowID [16]byte
+
+func (e rawEntry) id() rowID {
+	sum := sha256.Sum256(e.key)
+	return rowID(sum[:16])
+}
+
+// anyEntries reads a table of which no MANIFEST tells the data key.
+func (f *engineFileSet) anyEntries(t tableFile, fn func(rawEntry) error) error {
+	if t.keyID != 0 {
+		return f.entries(t, fn)
+	}
+	err := errors.New("no data key")
+	for _, id := range f.dataKeys() {
+		read := 0
+		err = f.entries(tableFile{id: t.id, keyID: id}, func(e rawEntry) error {
+			read++
+			return fn(e)
+		})
+		if err == nil || read > 0 {
+			return err
+		}
+	}
+	return err
 }
 
 func tableEntry(it *engine.Iterator) (rawEntry, bool) {
