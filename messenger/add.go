@@ -68,7 +68,8 @@ func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) e
 	case err != nil:
 		return err
 	case c.State == ContactEstablished && c.Warning == "":
-		return refuse(CodeAlreadyContact, "Write to them: sotto send "+c.Name+" …", "%s is your contact already", c.Name)
+		return refuse(CodeAlreadyContact, "Write to them: sotto send "+c.Name+" …; to meet anew, remove them first: sotto contacts remove "+c.Name,
+			"%s is your contact already", c.Name)
 	case c.State == ContactBlocked:
 		return refuse(CodeBlocked, "Unblock first: sotto contacts unblock "+c.Name, "%s is blocked", c.Name)
 	}
@@ -79,6 +80,9 @@ func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) e
 	}
 	if err := tx.PutContact(c); err != nil {
 		return err
+	}
+	if held, err := tx.PendingAdd(link.ID()); err == nil && held.State == addFound && c.State == ContactInvited && c.Warning == "" {
+		return nil // the hello is under way: a second one would use the invite twice
 	}
 	row := store.PendingAdd{
 		ID: link.ID(), Account: link.Account, Secret: link.Secret, Name: req.Name, Created: now,
@@ -137,6 +141,9 @@ func (m *Messenger) follow(ctx context.Context, net Network, id [16]byte) error 
 // noteAdd keeps why an attempt failed; one that can never succeed takes the pending contact with it.
 func (m *Messenger) noteAdd(tx *store.Tx, id [16]byte, why error) error {
 	row, err := tx.PendingAdd(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // the contact was removed while the link was followed
+	}
 	if err != nil {
 		return err
 	}
@@ -149,6 +156,9 @@ func (m *Messenger) noteAdd(tx *store.Tx, id [16]byte, why error) error {
 		return err
 	}
 	c, err := tx.Contact(row.Account)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -222,7 +232,7 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 			return err
 		}
 	}
-	if c.State == ContactPending {
+	if c.State == ContactPending || c.State == ContactRequested { // who follows a stranger's link accepts them
 		c.State = ContactInvited
 	}
 	if err := tx.PutContactSecret(c.Account, bundle.Discovery[:]); err != nil {
@@ -330,11 +340,11 @@ func (m *Messenger) runAdds(ctx context.Context, net Network) error {
 			if row.State != addLooking {
 				continue
 			}
-			if m.clock.Now().After(row.Expires) {
+			if now := m.clock.Now(); now.After(row.Expires) && !m.doubtful(now) {
 				err := m.store.Update(func(tx *store.Tx) error {
 					return m.noteAdd(tx, row.ID, refuse(CodeInviteExpired, "Ask for a new one.", "the invite was never found"))
 				})
-				if err != nil {
+				if err != nil && !errors.Is(err, store.ErrFull) {
 					return err
 				}
 				continue

@@ -14,7 +14,7 @@ import (
 // take gives an opened content its meaning: first what rides on it, then what it says. The code answers the sender;
 // anything but OK still keeps the ratchet's step, because the position is used.
 func (m *Messenger) take(tx *store.Tx, op *opening) (wire.Code, error) {
-	if op.content == nil || op.content.Device != op.row.Device {
+	if op.content == nil || op.content.Device != op.row.Device || numbered(op.content.Kind) != countable(op.content.N) {
 		m.counters.malformed.Add(1)
 		return wire.CodeRefused, nil
 	}
@@ -27,14 +27,17 @@ func (m *Messenger) take(tx *store.Tx, op *opening) (wire.Code, error) {
 		return 0, err
 	}
 	if c.State == ContactInvited && op.initial == nil { // their first words under our hello
-		c.State, c.Established = ContactEstablished, c.LastSeen
+		c.State, c.Established, c.Warning = ContactEstablished, c.LastSeen, ""
+		if err := endAdds(tx, c.Account); err != nil {
+			return 0, err
+		}
 		if err := m.announceContact(tx, c.Account); err != nil {
 			return 0, err
 		}
 	}
 	code := wire.CodeOK
 	var err error
-	if op.content.N > 0 && numbered(op.content.Kind) {
+	if numbered(op.content.Kind) {
 		code, err = m.place(tx, c, op.content)
 	}
 	if err != nil {
@@ -67,9 +70,13 @@ func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 		}
 	}
 	for _, r := range content.Receipts {
+		if r.Device != [16]byte(m.current().device.ID()) {
+			continue
+		}
 		if err := m.takeReceipt(tx, *c, r); err != nil {
 			return err
 		}
+		break // one says it all; each costs a walk over the outbox
 	}
 	if content.ReadUpTo > 0 {
 		return m.takeReadMark(tx, *c, content.ReadUpTo)
@@ -102,9 +109,6 @@ func (m *Messenger) takeReach(tx *store.Tx, c *store.Contact, signed []byte) err
 
 // takeReceipt marks what the other side says it holds: everything up to a counter but the holes.
 func (m *Messenger) takeReceipt(tx *store.Tx, c store.Contact, r wire.Receipt) error {
-	if r.Device != [16]byte(m.current().device.ID()) {
-		return nil
-	}
 	rows, err := tx.Outgoings(c.Account, 0)
 	if err != nil {
 		return err
@@ -126,7 +130,7 @@ func (m *Messenger) takeReceipt(tx *store.Tx, c store.Contact, r wire.Receipt) e
 		case held:
 			err = m.delivered(tx, out, "by receipt")
 		case slices.Contains(r.Lost, [16]byte(sum[:16])):
-			err = m.lost(tx, c, out)
+			err = m.lost(tx, out)
 		}
 		if err != nil {
 			return err
@@ -157,6 +161,9 @@ func (m *Messenger) takeReadMark(tx *store.Tx, c store.Contact, upTo uint64) err
 	return nil
 }
 
+// maxIntro is how many messages of a stranger are kept before they are accepted.
+const maxIntro = 16
+
 // place puts a numbered content where it belongs: next in its sender's order, into a gap that was declared, or among
 // those held until the ones before them come (reliability 3).
 func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content) (wire.Code, error) {
@@ -167,6 +174,9 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 	conv, err := m.conversation(tx, *c)
 	if err != nil {
 		return 0, err
+	}
+	if c.State == ContactRequested && conv.Count >= maxIntro {
+		return wire.CodeLater, wire.ErrLater
 	}
 	recv := conv.Recv[content.Device]
 	row := m.received(*c, content)
@@ -183,7 +193,7 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 		}
 		if slices.ContainsFunc(recv.Held, func(h store.Held) bool { return h.N == row.N }) {
 			m.counters.conflicts.Add(1)
-			return wire.CodeRefused, nil
+			return wire.CodeLater, wire.ErrLater // once the held one is shown, this is an ordinary conflict
 		}
 		err = m.hold(tx, &recv, row)
 	case slices.ContainsFunc(recv.Holes, func(h store.Hole) bool { return h.From <= content.N && content.N <= h.To }):
@@ -191,9 +201,12 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 		if err = m.fillHole(tx, &recv, content.N); err == nil {
 			err = m.show(tx, c, &conv, row)
 		}
-	default: // a second content under a number that is taken
+	default: // a second content under a number that is taken: its sender went back to an old copy of its database
 		m.counters.conflicts.Add(1)
-		return wire.CodeRefused, nil
+		row.Why = "its number was used before: the other side lost part of its history"
+		row.Order = m.order(conv, recv, row.Order)
+		recv.Order = row.Order
+		err = m.show(tx, c, &conv, row)
 	}
 	if err != nil {
 		return 0, err
@@ -241,7 +254,8 @@ func (m *Messenger) showNext(tx *store.Tx, c *store.Contact, conv *store.Convers
 // order places a row among all: by the sender's hybrid clock, after the sender's row before it, and not far in the
 // future whatever the sender's clock says.
 func (m *Messenger) order(conv store.Conversation, recv store.Received, clock uint64) uint64 {
-	if limit := tick(0, m.clock.Now().Add(24*time.Hour)); clock > limit {
+	limit := tick(0, m.clock.Now().Add(24*time.Hour))
+	if clock > limit || conv.Clock > limit { // theirs is wrong, or ours was: what comes later is shown later all the same
 		clock = tick(conv.Clock, m.clock.Now())
 	}
 	return max(clock, recv.Order+1)
@@ -297,6 +311,9 @@ func (m *Messenger) hold(tx *store.Tx, recv *store.Received, row store.Message) 
 func (m *Messenger) fillHole(tx *store.Tx, recv *store.Received, n uint64) error {
 	i := slices.IndexFunc(recv.Holes, func(h store.Hole) bool { return h.From <= n && n <= h.To })
 	hole := recv.Holes[i]
+	if len(recv.Holes) >= maxHoles && hole.From < n && n < hole.To {
+		hole.To = n // splitting it would make one more than are remembered: the later part is given up
+	}
 	var rest []store.Hole
 	if hole.From < n {
 		rest = append(rest, store.Hole{From: hole.From, To: n - 1, Before: hole.Before})

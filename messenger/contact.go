@@ -69,7 +69,13 @@ func (m *Messenger) putContact(tx *store.Tx, c store.Contact) error {
 // established takes note that a contact holds our hello.
 func (m *Messenger) established(tx *store.Tx, acct [32]byte) error {
 	c, err := tx.Contact(acct)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // removed while the hello was under way
+	}
 	if err != nil || c.State != ContactInvited {
+		return err
+	}
+	if err := endAdds(tx, acct); err != nil {
 		return err
 	}
 	c.State, c.Established, c.LastSeen, c.Warning = ContactEstablished, m.clock.Now(), m.clock.Now(), ""
@@ -83,6 +89,9 @@ func (m *Messenger) established(tx *store.Tx, acct [32]byte) error {
 func (m *Messenger) welcome(tx *store.Tx, c *store.Contact) error {
 	if c.State != ContactEstablished {
 		return m.announceContact(tx, c.Account)
+	}
+	if err := endAdds(tx, c.Account); err != nil {
+		return err
 	}
 	if c.Established.IsZero() {
 		c.Established = m.clock.Now()
@@ -350,8 +359,11 @@ func (m *Messenger) Remove(ctx context.Context, name string) error {
 	return err
 }
 
-// forget throws away the sessions with a contact and what waits for it.
+// forget throws away the sessions with a contact, the links it was to be met by, and what waits for it.
 func (m *Messenger) forget(tx *store.Tx, c store.Contact, why string) error {
+	if err := endAdds(tx, c.Account); err != nil {
+		return err
+	}
 	rows, err := tx.AccountSessions(c.Account)
 	if err != nil {
 		return err

@@ -22,7 +22,7 @@ const (
 
 // result is what a delivery came to.
 type result struct {
-	progress bool          // somebody answered
+	progress bool          // something was settled for good: an answer that settles nothing must not speed up the next try
 	complete bool          // nothing of the batch is left to be tried
 	after    time.Duration // the receiver asked for this pause
 	err      error         // the store failed: nothing can go on
@@ -45,6 +45,9 @@ func (m *Messenger) deliver(ctx context.Context, net Network, acct identity.Acco
 		d.contact, err = tx.Contact(acct)
 		return err
 	})
+	if errors.Is(err, store.ErrNotFound) {
+		return result{complete: true} // removed meanwhile, and its queue with it
+	}
 	if err != nil {
 		return result{err: err}
 	}
@@ -116,10 +119,12 @@ func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
 				more = false
 			}
 		}
-		d.progress = true
 		if d.err == nil {
 			d.err = d.m.store.Update(func(tx *store.Tx) error { return d.settle(tx, group, batch, gone, "directly") })
 		}
+	}
+	if d.err != nil {
+		return // nothing was noted: all of it is tried again
 	}
 	d.left = nil
 	for i, out := range batch {
@@ -127,6 +132,7 @@ func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
 			d.left = append(d.left, out)
 		}
 	}
+	d.progress = d.progress || len(d.left) < len(batch)
 }
 
 // settle applies answers. It must bear being run twice.
@@ -146,12 +152,12 @@ func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing
 			done = false
 		case g.a.Code == wire.CodeLost:
 			done = false
-			err = d.m.lost(tx, d.contact, out)
+			err = d.m.lost(tx, out)
 		case g.a.Code == wire.CodeLater, g.a.Code == wire.CodeOverloaded:
 			done = false
 			d.after = max(d.after, time.Duration(g.a.RetryAfter)*time.Second, d.m.limits.RetryMin)
 		default:
-			err = d.m.refused(tx, d.contact, out, g.a.Code)
+			err = d.m.refused(tx, out, g.a.Code)
 		}
 		if err != nil {
 			return err
@@ -179,7 +185,7 @@ func (m *Messenger) delivered(tx *store.Tx, out store.Outgoing, how string) erro
 
 // lost prepares an entry to be encrypted anew under the same message id: at the same session once, then in a new one,
 // which may begin only once in ResetEvery (PROTOCOL 8.9).
-func (m *Messenger) lost(tx *store.Tx, c store.Contact, out store.Outgoing) error {
+func (m *Messenger) lost(tx *store.Tx, out store.Outgoing) error {
 	current, err := tx.Outgoing(out.Account, out.Order)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
@@ -190,12 +196,12 @@ func (m *Messenger) lost(tx *store.Tx, c store.Contact, out store.Outgoing) erro
 	current.Lost++
 	current.Item, current.AckKey = nil, [32]byte{}
 	m.counters.lost.Add(1)
-	if current.Lost > 1 && m.clock.Now().Sub(c.Reset) >= m.limits.ResetEvery {
-		fresh, err := tx.Contact(c.Account)
-		if err != nil {
-			return err
-		}
-		if err := m.reset(tx, &fresh, "the other side cannot open our messages"); err != nil {
+	c, err := tx.Contact(out.Account)
+	if err != nil {
+		return err
+	}
+	if since := m.clock.Now().Sub(c.Reset); current.Lost > 1 && (since >= m.limits.ResetEvery || since < 0) {
+		if err := m.reset(tx, &c, "the other side cannot open our messages"); err != nil {
 			return err
 		}
 	}
@@ -208,20 +214,28 @@ func (m *Messenger) lost(tx *store.Tx, c store.Contact, out store.Outgoing) erro
 }
 
 // refused ends an entry that the receiver will never take.
-func (m *Messenger) refused(tx *store.Tx, c store.Contact, out store.Outgoing, code wire.Code) error {
+func (m *Messenger) refused(tx *store.Tx, out store.Outgoing, code wire.Code) error {
+	if _, err := tx.Outgoing(out.Account, out.Order); errors.Is(err, store.ErrNotFound) {
+		return nil // cancelled, or its contact removed, while it was under way
+	} else if err != nil {
+		return err
+	}
 	why := "refused by the other side: " + code.String()
 	if out.Hello {
 		why = "the invite was used already, has expired or was revoked: ask for a new one"
-		fresh, err := tx.Contact(c.Account)
+		c, err := tx.Contact(out.Account)
 		if err != nil {
 			return err
 		}
-		fresh.Warning = why
-		if err := m.putContact(tx, fresh); err != nil {
+		c.Warning = why
+		if err := m.putContact(tx, c); err != nil {
+			return err
+		}
+		if err := m.announceContact(tx, c.Account); err != nil {
 			return err
 		}
 	}
-	return m.giveUp(tx, c, out, StateFailed, why)
+	return m.giveUp(tx, out, StateFailed, why)
 }
 
 // knock hands over what is left in sealed envelopes at the front host. It also lets a contact in that does not know our
@@ -259,8 +273,12 @@ func (d *delivery) knock(ctx context.Context, reach wire.Reach) {
 	}
 }
 
-// knocked settles the first n of what is left with a knock's answer.
+// knocked settles the first n of what is left with a knock's answer. A code other than OK is about the first item: the
+// receiver looked at no other, and one poisoned message must not take its neighbours with it.
 func (d *delivery) knocked(answer wire.KnockAnswer, n int) {
+	if answer.Code != wire.CodeOK {
+		n = 1
+	}
 	batch, gone := d.left[:n], make([]bool, n)
 	group := make([]answered, n)
 	for i := range group {
@@ -269,14 +287,17 @@ func (d *delivery) knocked(answer wire.KnockAnswer, n int) {
 			group[i].a.Ack = answer.Acks[i]
 		}
 	}
-	d.progress = true
 	d.err = d.m.store.Update(func(tx *store.Tx) error { return d.settle(tx, group, batch, gone, "at the front door") })
+	if d.err != nil {
+		return
+	}
 	var left []store.Outgoing
 	for i, out := range batch {
 		if !gone[i] {
 			left = append(left, out)
 		}
 	}
+	d.progress = d.progress || len(left) < n
 	if len(left) > 0 && d.after == 0 {
 		d.after = d.m.limits.RetryMin
 	}

@@ -39,7 +39,7 @@ func TestEveryAcceptedMessageIsShownOnceAndInOrder(t *testing.T) {
 		"another order":      {Shuffle: 0.5, Delay: 50 * time.Millisecond},
 		"everything at once": {Loss: 0.1, AckLoss: 0.1, Duplicate: 0.2, Shuffle: 0.3, Delay: 200 * time.Millisecond},
 	} {
-		for seed := range uint64(4) {
+		for seed := range seeds(2) {
 			t.Run(fmt.Sprintf("%s seed %d", name, seed), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					net := testnet.NewNet(seed, testnet.Faults{})
@@ -62,7 +62,7 @@ func TestEveryAcceptedMessageIsShownOnceAndInOrder(t *testing.T) {
 }
 
 func TestFirstContactSurvivesABadNetwork(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range seeds(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(seed, testnet.Faults{Loss: 0.4, AckLoss: 0.4, Duplicate: 0.3})

@@ -3,6 +3,7 @@ package messenger_test
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"io"
 	"log/slog"
 	"slices"
@@ -16,6 +17,11 @@ import (
 	"sotto/messenger"
 	"sotto/store"
 )
+
+var more = flag.Uint64("more", 1, "run so many times as many seeds")
+
+// seeds is how many seeds a random test runs.
+func seeds(n uint64) uint64 { return n * *more }
 
 // person is one end of a test: a real store, a real messenger, a place on the simulated network.
 type person struct {

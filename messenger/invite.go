@@ -260,23 +260,19 @@ func (m *Messenger) consumeInvite(tx *store.Tx, init *session.Initial, content *
 	return true, err
 }
 
-// noteReuse tells the owner that a second person followed a single-use invite: the link leaked.
-func (m *Messenger) noteReuse(oneTime uint32) {
-	m.counters.invitesReused.Add(1)
+// noteReuse tells the owner that a second person followed a single-use invite: the link leaked. Only who holds the link
+// knows the name of its record, so nobody else can raise the alarm.
+func (m *Messenger) noteReuse(oneTime uint32, name [32]byte) {
 	err := m.store.Update(func(tx *store.Tx) error {
-		rows, err := tx.Invites()
-		if err != nil {
+		row, err := tx.InviteByName(name)
+		if err != nil || row.OneTimeID != oneTime || row.Uses == 0 {
 			return err
 		}
-		for _, row := range rows {
-			if row.OneTimeID == oneTime && row.Uses > 0 {
-				_, err := m.announce(tx, EventInvite, event{Invite: row.ID})
-				return err
-			}
-		}
-		return nil
+		tx.AfterCommit(func() { m.counters.invitesReused.Add(1) })
+		_, err = m.announce(tx, EventInvite, event{Invite: row.ID})
+		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		m.log.Warn("second use of an invite not noted", "err", err)
 	}
 }

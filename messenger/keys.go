@@ -121,6 +121,9 @@ func (m *Messenger) upkeep(tx *store.Tx) error {
 			return err
 		}
 	}
+	if m.doubtful(m.clock.Now()) {
+		return nil
+	}
 	return m.eraseUnused(tx)
 }
 
@@ -160,13 +163,19 @@ func (m *Messenger) eraseUnused(tx *store.Tx) error {
 
 // runUpkeep looks after keys, old acknowledgements, skipped keys and sessions.
 func (m *Messenger) runUpkeep(ctx context.Context) error {
-	for {
+	for round := 0; ; round++ {
 		if err := m.clock.Wait(ctx, upkeepEvery); err != nil {
 			return nil
 		}
 		err := m.store.Update(func(tx *store.Tx) error {
+			if err := m.noteClock(tx, upkeepEvery); err != nil {
+				return err
+			}
 			if err := m.upkeep(tx); err != nil {
 				return err
+			}
+			if round%24 != 0 || m.doubtful(m.clock.Now()) { // walks over rows that are many and live for weeks
+				return nil
 			}
 			return m.expireSessions(tx)
 		})
@@ -288,7 +297,7 @@ func (m *Messenger) skipTo(tx *store.Tx, row store.Session, s *session.Session, 
 	if err != nil {
 		return err
 	}
-	c.Voids = append(c.Voids, store.Void{Session: row.ID, Chain: chain, From: n, To: floor - 1})
+	c.Voids = addVoid(c.Voids, store.Void{Session: row.ID, Chain: chain, From: n, To: floor - 1})
 	return tx.PutContact(c)
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,10 +61,9 @@ type Limits struct {
 	MaxInvite    time.Duration
 	MaxInvites   int           // live invites at a time
 	Touch        int           // contacts greeted at the start
-	KnockEvery   time.Duration // pause between knocks at one contact's front host
 	ResetEvery   time.Duration // pause between two session resets with one device
 	MaxSessions  int           // sessions per device pair
-	MaxUnacked   int           // items of one session without an answer
+	MaxUnacked   int           // sealed items of one recipient without an answer
 	MaxRequests  int           // strangers waiting for an answer
 	Republish    time.Duration
 	NodeKeyAge   time.Duration
@@ -86,7 +86,6 @@ func (l Limits) withDefaults() Limits {
 	set(&l.MaxInvite, 30*day)
 	set(&l.MaxInvites, 64)
 	set(&l.Touch, 8)
-	set(&l.KnockEvery, time.Minute)
 	set(&l.ResetEvery, day)
 	set(&l.MaxSessions, 4)
 	set(&l.MaxUnacked, 5000)
@@ -135,12 +134,13 @@ type Messenger struct {
 
 	mu     sync.Mutex // guards what follows; never held across a store transaction
 	self   self
-	inner  map[[32]byte]identity.AccountID // whose node key it is, of all contacts that may connect
-	net    Network                         // nil until Run
-	reach  wire.Reach                      // where this node is; Seq 0 until the network was asked
-	signed []byte                          // the same, signed
-	offset time.Duration                   // others' clocks against ours
-	adding map[[16]byte]chan struct{}      // invites being followed right now; closed when an attempt ends
+	inner  map[[32]byte][]identity.AccountID // who says that it is their node key, of all contacts that may connect
+	net    Network                           // nil until Run
+	reach  wire.Reach                        // where this node is; Seq 0 until the network was asked
+	signed []byte                            // the same, signed
+	offset time.Duration                     // others' clocks against ours
+	age    age                               // whether the clock may be believed when something is to be deleted
+	adding map[[16]byte]chan struct{}        // invites being followed right now; closed when an attempt ends
 }
 
 // self is who this device is, read once and replaced when keys rotate.
@@ -159,7 +159,7 @@ func New(st *store.Store, account *identity.Account, cfg Config) (*Messenger, er
 	m := &Messenger{
 		store: st, account: account, clock: cfg.Clock, rand: cfg.Rand, log: cfg.Log, fault: cfg.Fault,
 		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), gaps: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
-		inner: map[[32]byte]identity.AccountID{}, adding: map[[16]byte]chan struct{}{},
+		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]chan struct{}{},
 	}
 	m.fillPorts()
 	if err := m.load(); err != nil {
@@ -181,27 +181,20 @@ func (m *Messenger) fillPorts() {
 	}
 }
 
-// load reads the device, brings sessions up to the send floor and collects who may connect.
+// load reads the device, brings sessions up to the send floor and collects who may connect. On a full disk it only reads:
+// nothing is sent then, and later the store refuses the counters that were not brought up.
 func (m *Messenger) load() error {
-	return m.store.Update(func(tx *store.Tx) error {
-		row, err := tx.GetSelf()
-		if errors.Is(err, store.ErrNotFound) {
-			return ErrNoIdentity
-		}
+	err := m.store.Update(func(tx *store.Tx) error {
+		row, device, err := m.loadSelf(tx)
 		if err != nil {
 			return err
 		}
-		if row.AccountPublic != [32]byte(m.account.ID()) {
-			return errors.New("the database belongs to another account than the key file: put the files of one home together again")
-		}
-		device, err := identity.ParseDevice(row.DeviceSecret)
-		if err != nil {
+		if err := m.noteClock(tx, 0); err != nil {
 			return err
 		}
 		if err := m.rotateNodeKey(tx, device, &row); err != nil {
 			return err
 		}
-		m.self = self{device: device, list: row.DeviceList, card: row.Card, cardN: row.CardSeq}
 		if err := m.upkeep(tx); err != nil {
 			return err
 		}
@@ -210,6 +203,32 @@ func (m *Messenger) load() error {
 		}
 		return m.loadContacts(tx)
 	})
+	if !errors.Is(err, store.ErrFull) {
+		return err
+	}
+	m.log.Warn("the disk is full: reading only", "err", err)
+	return m.store.View(func(tx *store.Tx) error {
+		if _, _, err := m.loadSelf(tx); err != nil {
+			return err
+		}
+		return m.loadContacts(tx)
+	})
+}
+
+func (m *Messenger) loadSelf(tx *store.Tx) (store.Self, *identity.Device, error) {
+	row, err := tx.GetSelf()
+	if errors.Is(err, store.ErrNotFound) {
+		return row, nil, ErrNoIdentity
+	}
+	if err != nil {
+		return row, nil, err
+	}
+	if row.AccountPublic != [32]byte(m.account.ID()) {
+		return row, nil, errors.New("the database belongs to another account than the key file: put the files of one home together again")
+	}
+	device, err := identity.ParseDevice(row.DeviceSecret)
+	m.self = self{device: device, list: row.DeviceList, card: row.Card, cardN: row.CardSeq}
+	return row, device, err
 }
 
 func (m *Messenger) loadContacts(tx *store.Tx) error {
@@ -223,17 +242,20 @@ func (m *Messenger) loadContacts(tx *store.Tx) error {
 	return nil
 }
 
-// remember keeps the contact's node key among those that may connect, or drops it.
+// remember keeps the contact's node key among those that may connect, or drops it. A key may be claimed by several: a
+// contact that names another's key as its own must not take that one's place.
 func (m *Messenger) remember(c store.Contact) {
+	acct := identity.AccountID(c.Account)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key, acct := range m.inner {
-		if acct == identity.AccountID(c.Account) {
+	for key, claims := range m.inner {
+		m.inner[key] = slices.DeleteFunc(slices.Clone(claims), func(a identity.AccountID) bool { return a == acct })
+		if len(m.inner[key]) == 0 {
 			delete(m.inner, key)
 		}
 	}
 	if reach, err := contactReach(c); err == nil && mayConnect(c) {
-		m.inner[reach.InnerKey] = identity.AccountID(c.Account)
+		m.inner[reach.InnerKey] = append(m.inner[reach.InnerKey], acct)
 	}
 	if m.net != nil {
 		m.net.Admit(m.admitted())

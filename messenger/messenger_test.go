@@ -29,7 +29,7 @@ func TestTwoPeopleMeetByAnInviteAndTalk(t *testing.T) {
 }
 
 func TestMeetingAgainAndAgainAlwaysWorks(t *testing.T) {
-	for range 40 {
+	for range seeds(8) {
 		synctest.Test(t, func(t *testing.T) {
 			net := testnet.NewNet(1, testnet.Faults{})
 			alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")

@@ -2,6 +2,7 @@ package messenger
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -47,9 +48,9 @@ func (o *outbox) take() map[identity.AccountID]bool {
 // Up takes note that the peer with that inner key is connected: what waits for it can go now.
 func (m *Messenger) Up(inner [32]byte) {
 	m.mu.Lock()
-	acct, known := m.inner[inner]
+	claims := m.inner[inner]
 	m.mu.Unlock()
-	if known {
+	for _, acct := range claims {
 		m.outbox.kick(acct, true)
 	}
 }
@@ -117,12 +118,21 @@ func push(wake chan bool, life bool) {
 func (m *Messenger) work(ctx context.Context, net Network, acct identity.AccountID, wake <-chan bool) error {
 	pause := m.limits.RetryMin
 	for ctx.Err() == nil {
-		batch, err := m.ready(acct)
-		if err != nil || len(batch) == 0 {
+		batch, waiting, err := m.ready(acct)
+		if errors.Is(err, store.ErrFull) { // nothing can be noted now; it goes on when there is room
+			waiting, err = true, nil
+		}
+		if err != nil || len(batch) == 0 && !waiting {
 			return err
 		}
+		if len(batch) == 0 { // nothing can be sealed yet, but what expires must be told
+			if _, err := m.rest(ctx, m.limits.RetryMax, wake); err != nil {
+				return nil
+			}
+			continue
+		}
 		res := m.deliver(ctx, net, acct, batch)
-		if res.err != nil {
+		if res.err != nil && !errors.Is(res.err, store.ErrFull) {
 			return res.err
 		}
 		if res.progress {
@@ -176,54 +186,71 @@ func jitter(d time.Duration) time.Duration {
 }
 
 // ready returns the next entries for a recipient in their order: expired ones are told and gone, unsealed ones sealed.
-// Entries that cannot be sealed yet are left out.
-func (m *Messenger) ready(acct identity.AccountID) ([]store.Outgoing, error) {
-	var batch []store.Outgoing
+// Entries that cannot be sealed yet are left out; waiting says that there are some.
+func (m *Messenger) ready(acct identity.AccountID) (batch []store.Outgoing, waiting bool, err error) {
 	tidy := false
 	now := m.clock.Now()
-	err := m.store.View(func(tx *store.Tx) error {
+	err = m.store.View(func(tx *store.Tx) error {
 		rows, err := tx.Outgoings(acct, m.limits.Window)
 		batch = rows
 		for _, out := range rows {
-			tidy = tidy || len(out.Item) == 0 || expired(out, now)
+			tidy = tidy || len(out.Item) == 0 || m.expired(out, now)
 		}
 		return err
 	})
 	if err != nil || !tidy {
-		return batch, err
+		return batch, false, err
 	}
-	return batch, m.store.Update(func(tx *store.Tx) error {
-		batch = nil
-		rows, err := tx.Outgoings(acct, m.limits.Window)
-		if err != nil {
+	for again := true; again && err == nil; {
+		err = m.store.Update(func(tx *store.Tx) (err error) {
+			batch, waiting, again, err = m.tidy(tx, acct, now)
 			return err
-		}
-		c, err := tx.Contact(acct)
-		if err != nil {
-			return err
-		}
-		for _, out := range rows {
-			if expired(out, now) {
-				if err := m.giveUp(tx, c, out, StateExpired, "not delivered in time"); err != nil {
-					return err
-				}
-				continue
-			}
-			if len(out.Item) == 0 {
-				if err := m.sealAnew(tx, &c, &out); err != nil {
-					return err
-				}
-			}
-			if len(out.Item) > 0 {
-				batch = append(batch, out)
-			}
-		}
-		return tx.PutContact(c)
-	})
+		})
+	}
+	return batch, waiting, err
 }
 
-func expired(out store.Outgoing, now time.Time) bool {
-	return !out.Expires.IsZero() && now.After(out.Expires)
+// tidy expires and seals what stands first in a recipient's queue; again says that it all expired and more is behind.
+func (m *Messenger) tidy(tx *store.Tx, acct identity.AccountID, now time.Time) (batch []store.Outgoing, waiting, again bool, err error) {
+	rows, err := tx.Outgoings(acct, m.limits.Window)
+	if err != nil || len(rows) == 0 {
+		return nil, false, false, err
+	}
+	var live []store.Outgoing
+	for _, out := range rows {
+		if !m.expired(out, now) {
+			live = append(live, out)
+		} else if err := m.giveUp(tx, out, StateExpired, "not delivered in time"); err != nil {
+			return nil, false, false, err
+		}
+	}
+	if len(live) == 0 {
+		return nil, false, true, nil
+	}
+	c, err := tx.Contact(acct)
+	if err != nil {
+		return nil, false, false, err
+	}
+	sealed := false
+	for _, out := range live {
+		if len(out.Item) == 0 {
+			if err := m.sealAnew(tx, &c, &out); err != nil {
+				return nil, false, false, err
+			}
+			sealed = sealed || len(out.Item) > 0
+		}
+		if len(out.Item) > 0 {
+			batch = append(batch, out)
+		}
+	}
+	if sealed {
+		err = tx.PutContact(c)
+	}
+	return batch, len(batch) < len(live), false, err
+}
+
+func (m *Messenger) expired(out store.Outgoing, now time.Time) bool {
+	return !out.Expires.IsZero() && now.After(out.Expires) && !m.doubtful(now)
 }
 
 // sealAnew seals an entry that has no item: it waited for a session, or the receiver said that it cannot open the last.
@@ -243,12 +270,19 @@ func (m *Messenger) sealAnew(tx *store.Tx, c *store.Contact, out *store.Outgoing
 }
 
 // giveUp takes an entry out of the outbox and tells why.
-func (m *Messenger) giveUp(tx *store.Tx, c store.Contact, out store.Outgoing, state, why string) error {
+func (m *Messenger) giveUp(tx *store.Tx, out store.Outgoing, state, why string) error {
 	if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
 		return err
 	}
 	if len(out.Item) > 0 { // its key will never be asked for: the receiver may drop it
-		c.Voids = append(c.Voids, store.Void{Session: out.Session, Chain: out.Chain, From: out.N, To: out.N})
+		c, err := tx.Contact(out.Account)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil // removed meanwhile, and its messages cancelled
+		}
+		if err != nil {
+			return err
+		}
+		c.Voids = addVoid(c.Voids, store.Void{Session: out.Session, Chain: out.Chain, From: out.N, To: out.N})
 		if err := tx.PutContact(c); err != nil {
 			return err
 		}
@@ -257,6 +291,25 @@ func (m *Messenger) giveUp(tx *store.Tx, c store.Contact, out store.Outgoing, st
 		return nil
 	}
 	return m.mark(tx, out.MsgID, state, why)
+}
+
+// maxVoids bounds what one content tells of positions that will never be used. The oldest are given up first: their keys
+// expire at the receiver by themselves.
+const maxVoids = 256
+
+// addVoid adds a run of positions to those not told yet, as one with its neighbour where it has one.
+func addVoid(list []store.Void, v store.Void) []store.Void {
+	for i, w := range list {
+		if w.Session != v.Session || w.Chain != v.Chain {
+			continue
+		}
+		if v.From <= w.To+1 && w.From <= v.To+1 {
+			list[i].From, list[i].To = min(w.From, v.From), max(w.To, v.To)
+			return list
+		}
+	}
+	list = append(list, v)
+	return list[max(0, len(list)-maxVoids):]
 }
 
 // mark moves a message's state forward, notes it in the trace and announces it.

@@ -2,6 +2,7 @@ package messenger
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"sotto/identity"
@@ -32,11 +33,15 @@ func (m *Messenger) signedReach() (uint64, []byte) {
 func (m *Messenger) runPublish(ctx context.Context, net Network) error {
 	pause := publishPause
 	for {
-		if err := m.adoptReach(net); err != nil {
+		next := m.limits.Republish
+		err := m.adoptReach(net)
+		if err != nil && !errors.Is(err, store.ErrFull) {
 			return err
 		}
-		next := m.limits.Republish
-		if err := m.publishAll(ctx, net); err != nil {
+		if err == nil {
+			err = m.publishAll(ctx, net)
+		}
+		if err != nil {
 			m.log.Debug("records not published", "err", err)
 			next, pause = jitter(pause), min(2*pause, m.limits.RetryMax)
 		} else {

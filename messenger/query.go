@@ -228,11 +228,7 @@ func (m *Messenger) Cancel(ctx context.Context, id string) error {
 			return refuse(CodeNotCancellable, "", "the message is %s, it cannot be taken back", row.State)
 		}
 		for _, out := range waiting {
-			c, err := tx.Contact(out.Account)
-			if err != nil {
-				return err
-			}
-			if err := m.giveUp(tx, c, out, StateCancelled, "taken back"); err != nil {
+			if err := m.giveUp(tx, out, StateCancelled, "taken back"); err != nil {
 				return err
 			}
 		}
@@ -324,9 +320,13 @@ func (m *Messenger) Status(ctx context.Context) (Status, error) {
 			if c.State == ContactRequested {
 				out.Requests++
 			}
+			waiting, err := tx.CountOutgoing(c.Account)
+			if err != nil {
+				return err
+			}
+			out.Queued += waiting
 		}
-		out.Queued, err = tx.CountAllOutgoing()
-		return err
+		return nil
 	})
 	return out, err
 }
@@ -334,13 +334,13 @@ func (m *Messenger) Status(ctx context.Context) (Status, error) {
 // ContactByInner names the contact whose node key it is.
 func (m *Messenger) ContactByInner(inner [32]byte) (name string, ok bool) {
 	m.mu.Lock()
-	acct, ok := m.inner[inner]
+	claims := m.inner[inner]
 	m.mu.Unlock()
-	if !ok {
+	if len(claims) == 0 {
 		return "", false
 	}
 	err := m.store.View(func(tx *store.Tx) error {
-		c, err := tx.Contact([32]byte(acct))
+		c, err := tx.Contact([32]byte(claims[0]))
 		name = c.Name
 		return err
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"sotto/identity"
@@ -27,6 +28,20 @@ func (e reusedError) Error() string { return fmt.Sprintf("one-time prekey %d was
 
 func (e reusedError) Is(target error) bool { return target == errRefused }
 
+// equivocation is a proved handshake whose device list contradicts the one we hold: two devices claim to be the only one.
+type equivocation struct {
+	account [32]byte
+	err     error
+}
+
+func (e *equivocation) Error() string { return e.err.Error() }
+
+func (e *equivocation) Is(target error) bool { return target == errRefused }
+
+// handshakePause is the least time between as many handshakes of one contact as there may be sessions: each costs
+// a session, a mark and an answer of ours.
+const handshakePause = 10 * time.Minute
+
 // arrival is what an item came to.
 type arrival struct {
 	code wire.Code
@@ -40,36 +55,40 @@ var errRefused = errors.New("refused")
 // returned function blocks until the item is on disk or refused, and must be called.
 func (m *Messenger) Offer(ctx context.Context, from [32]byte, item []byte) func() wire.Answer {
 	m.mu.Lock()
-	acct, known := m.inner[from]
+	claims := m.inner[from]
 	m.mu.Unlock()
-	if !known {
-		return func() wire.Answer { return wire.Answer{Code: wire.CodeRefused} }
+	if len(claims) == 0 { // its key changed, or it was shut out, while the item was on its way: not the item's fault
+		return func() wire.Answer { return wire.Answer{Code: wire.CodeLater} }
 	}
 	var got arrival
 	pending := m.store.Submit(func(tx *store.Tx) (err error) {
-		got, err = m.Receive(tx, &acct, nil, item)
+		got, err = m.Receive(tx, claims, item)
 		return err
 	})
 	return func() wire.Answer {
-		code := m.answer(pending.Wait(), &got)
+		code := m.answer(pending.Wait(), &got, [32]byte{})
 		return wire.Answer{Code: code, Ack: got.ack}
 	}
 }
 
-// Envelope takes a sealed envelope that was knocked in, perhaps under an invite of ours.
+// Envelope takes a sealed envelope that was knocked in, perhaps under an invite of ours. One that no key opens is asked for
+// later: somebody who was away for long has an old card of ours, and learns the new one by another way.
 func (m *Messenger) Envelope(ctx context.Context, invite [32]byte, envelope []byte) wire.KnockAnswer {
 	items, err := m.openEnvelope(envelope)
 	if err != nil {
 		m.counters.unopened.Add(1)
+		if errors.Is(err, session.ErrNotOurs) {
+			return wire.KnockAnswer{Code: wire.CodeLater}
+		}
 		return wire.KnockAnswer{Code: wire.CodeRefused}
 	}
 	answer := wire.KnockAnswer{}
 	for i, item := range items {
 		var got arrival
 		code := m.answer(m.update(ctx, func(tx *store.Tx) (err error) {
-			got, err = m.Receive(tx, nil, &invite, item)
+			got, err = m.Receive(tx, nil, item)
 			return err
-		}), &got)
+		}), &got, invite)
 		answer.Acks = append(answer.Acks, got.ack)
 		if code != wire.CodeOK && i == 0 {
 			return wire.KnockAnswer{Code: code}
@@ -103,7 +122,7 @@ func (m *Messenger) openEnvelope(envelope []byte) ([][]byte, error) {
 }
 
 // answer turns what became of an item's transaction into the code for its sender, and counts.
-func (m *Messenger) answer(err error, got *arrival) wire.Code {
+func (m *Messenger) answer(err error, got *arrival, invite [32]byte) wire.Code {
 	switch {
 	case err == nil:
 		m.counters.received.Add(1)
@@ -111,7 +130,10 @@ func (m *Messenger) answer(err error, got *arrival) wire.Code {
 	case errors.Is(err, errRefused):
 		m.counters.refused.Add(1)
 		if reused := reusedError(0); errors.As(err, &reused) {
-			m.noteReuse(uint32(reused))
+			m.noteReuse(uint32(reused), invite)
+		}
+		if two := (*equivocation)(nil); errors.As(err, &two) {
+			m.noteEquivocation(two.account)
 		}
 		m.log.Debug("item refused", "err", err)
 		*got = arrival{}
@@ -128,9 +150,9 @@ func (m *Messenger) answer(err error, got *arrival) wire.Code {
 	}
 }
 
-// Receive takes one item inside a transaction; all arrivals enter here. From is the account whose door it came by, if
-// the door knows; invite names the invite record a knock came under. Neither is proof of anything.
-func (m *Messenger) Receive(tx *store.Tx, from *identity.AccountID, invite *[32]byte, item []byte) (got arrival, err error) {
+// Receive takes one item inside a transaction; all arrivals enter here. From is whose door it came by, if the door knows;
+// that is no proof of anything.
+func (m *Messenger) Receive(tx *store.Tx, from []identity.AccountID, item []byte) (got arrival, err error) {
 	defer func() { // a defect on hostile bytes must not become a crash at each redelivery
 		if r := recover(); r != nil {
 			m.log.Error("item made the program stumble", "what", fmt.Sprint(r))
@@ -139,12 +161,16 @@ func (m *Messenger) Receive(tx *store.Tx, from *identity.AccountID, invite *[32]
 	}()
 	sum := sha256.Sum256(item)
 	hash := [16]byte(sum[:16])
-	if ack, ok, err := tx.Ack(hash); err != nil || ok {
-		return arrival{ack: ack}, err
+	known, again, err := tx.Ack(hash)
+	if err != nil {
+		return arrival{}, err
 	}
 	in, err := session.ParseItem(item)
 	if err != nil {
 		return arrival{}, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	if again {
+		return m.repeat(tx, in, known)
 	}
 	op, err := m.open(tx, from, in)
 	if err != nil {
@@ -161,10 +187,26 @@ func (m *Messenger) Receive(tx *store.Tx, from *identity.AccountID, invite *[32]
 		return arrival{code: code}, nil
 	}
 	ack := session.Ack(op.opened.AckKey, item)
+	if err := tx.PutAck(hash, ack, m.clock.Now()); err != nil {
+		return arrival{}, err
+	}
 	if op.contact.State == ContactRequested {
 		ack = wire.Ack{} // a stranger learns nothing before being accepted
 	}
-	return arrival{ack: ack}, tx.PutAck(hash, ack, m.clock.Now())
+	return arrival{ack: ack}, nil
+}
+
+// repeat answers an item that was answered before. A stranger who was accepted meanwhile now gets the receipts that were
+// kept back; all items of a stranger carry the initial header, because none of ours was ever sent.
+func (m *Messenger) repeat(tx *store.Tx, in session.Item, ack wire.Ack) (arrival, error) {
+	if in.Initial == nil {
+		return arrival{ack: ack}, nil
+	}
+	c, err := tx.Contact([32]byte(in.Initial.Account()))
+	if errors.Is(err, store.ErrNotFound) || err == nil && (c.State == ContactRequested || c.State == ContactBlocked) {
+		return arrival{}, nil
+	}
+	return arrival{ack: ack}, err
 }
 
 // opening is an item that a session opened.
@@ -178,7 +220,7 @@ type opening struct {
 }
 
 // open finds the session that opens an item.
-func (m *Messenger) open(tx *store.Tx, from *identity.AccountID, in session.Item) (*opening, error) {
+func (m *Messenger) open(tx *store.Tx, from []identity.AccountID, in session.Item) (*opening, error) {
 	if in.Initial != nil {
 		row, err := tx.Session(in.Initial.ID())
 		if errors.Is(err, store.ErrNotFound) {
@@ -189,12 +231,20 @@ func (m *Messenger) open(tx *store.Tx, from *identity.AccountID, in session.Item
 		}
 		return m.decrypt(tx, []store.Session{row}, in)
 	}
-	rows, err := tx.AllSessions()
-	if from != nil {
-		rows, err = tx.AccountSessions(*from)
+	if from == nil {
+		rows, err := tx.AllSessions()
+		if err != nil {
+			return nil, err
+		}
+		return m.decrypt(tx, rows, in)
 	}
-	if err != nil {
-		return nil, err
+	var rows []store.Session
+	for _, acct := range from {
+		more, err := tx.AccountSessions(acct)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, more...)
 	}
 	return m.decrypt(tx, rows, in)
 }
@@ -214,7 +264,10 @@ func (m *Messenger) decrypt(tx *store.Tx, rows []store.Session, in session.Item)
 			return nil, fmt.Errorf("open an item: %w", err)
 		case errors.Is(err, session.ErrDuplicate):
 			return nil, fmt.Errorf("%w: its key is used up: %w", wire.ErrLost, err)
-		case errors.Is(err, session.ErrBad), errors.Is(err, session.ErrUnsupported):
+		case errors.Is(err, session.ErrBad):
+			// Forged, or sealed by a device that went back to an old copy of its state; the latter must begin anew.
+			return nil, fmt.Errorf("%w: %w", wire.ErrLost, err)
+		case errors.Is(err, session.ErrUnsupported):
 			return nil, fmt.Errorf("%w: %w", errRefused, err)
 		case err != nil:
 			return nil, fmt.Errorf("open an item: %w", err)
@@ -252,8 +305,10 @@ func (k skippedKeys) Find(chain, n uint32) ([32]byte, bool, error) {
 func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
 	init := in.Initial
 	id := init.ID()
-	if seen, err := tx.SeenHandshake(id[:]); err != nil || seen {
-		return nil, orRefused(err, "handshake seen before")
+	if seen, err := tx.SeenHandshake(id[:]); err != nil {
+		return nil, err
+	} else if seen { // a replay, or a contact whose session was lost here: the latter must begin anew
+		return nil, fmt.Errorf("%w: handshake seen before", wire.ErrLost)
 	}
 	keys, err := m.handshakeKeys(tx, init)
 	if err != nil {
@@ -282,19 +337,18 @@ func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
 	return &opening{row: row, session: s, opened: opened, contact: c, content: content, initial: init}, nil
 }
 
-func orRefused(err error, why string) error {
-	if err != nil {
-		return err
-	}
-	return fmt.Errorf("%w: %s", errRefused, why)
-}
-
 // makeRoom archives the sessions that a new one follows. One that we began ourselves and that was not answered yet stays:
 // both sides began at the same moment, and both will choose the same of the two.
 func (m *Messenger) makeRoom(tx *store.Tx, c store.Contact) error {
 	rows, err := tx.AccountSessions(c.Account)
 	if err != nil {
 		return err
+	}
+	if len(rows) >= m.limits.MaxSessions {
+		since := func(row store.Session) time.Duration { return m.clock.Now().Sub(row.Created) }
+		if !slices.ContainsFunc(rows, func(row store.Session) bool { return since(row) >= handshakePause || since(row) < 0 }) {
+			return fmt.Errorf("%w: too many sessions begun within minutes", wire.ErrLater)
+		}
 	}
 	for i, row := range rows {
 		s, err := session.Unmarshal(row.State)
@@ -453,8 +507,7 @@ func (m *Messenger) takeDevices(c *store.Contact, init *session.Initial) error {
 	}
 	newer, err := init.Devices.Follows(held)
 	if err != nil {
-		c.Verified = VerifiedChanged
-		return fmt.Errorf("%w: %w", errRefused, err)
+		return &equivocation{c.Account, err}
 	}
 	if newer {
 		c.DeviceList = init.List
@@ -466,6 +519,25 @@ func (m *Messenger) takeDevices(c *store.Contact, init *session.Initial) error {
 		return fmt.Errorf("%w: from a device that was removed", errRefused)
 	}
 	return nil
+}
+
+// noteEquivocation raises the alarm of a contradicting device list.
+func (m *Messenger) noteEquivocation(acct [32]byte) {
+	err := m.store.Update(func(tx *store.Tx) error {
+		c, err := tx.Contact(acct)
+		if err != nil || c.Verified == VerifiedChanged {
+			return err
+		}
+		c.Verified = VerifiedChanged
+		c.Warning = "another device claims to be theirs: compare the safety number, then remove them and meet again by an invite"
+		if err := m.putContact(tx, c); err != nil {
+			return err
+		}
+		return m.announceContact(tx, acct)
+	})
+	if err != nil {
+		m.log.Warn("contradicting device list not noted", "err", err)
+	}
 }
 
 // meet takes over what a hello says about its sender.
@@ -492,6 +564,9 @@ func (m *Messenger) meet(tx *store.Tx, c *store.Contact, hello *wire.Hello) erro
 func (m *Messenger) runGaps(ctx context.Context) error {
 	for {
 		next, err := m.fillGaps()
+		if errors.Is(err, store.ErrFull) {
+			next, err = m.clock.Now().Add(m.limits.GapWait), nil
+		}
 		if err != nil {
 			return err
 		}

@@ -142,8 +142,14 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 	if !shown {
 		out.Payload = raw // the others have a row that keeps it
 	}
-	if err := m.seal(tx, c, &out, raw); err != nil {
+	waiting, err := tx.CountOutgoing(c.Account)
+	if err != nil {
 		return err
+	}
+	if waiting < m.limits.MaxUnacked { // receivers follow no session that runs too far ahead; the rest is sealed in its turn
+		if err := m.seal(tx, c, &out, raw); err != nil {
+			return err
+		}
 	}
 	if shown {
 		conv.SendHash = sha256.Sum256(raw)
@@ -190,9 +196,12 @@ func numbered(k wire.Kind) bool {
 	return true
 }
 
+// countable reports whether a counter may stand in a numbered content; others have none. The bound keeps sums in range.
+func countable(n uint64) bool { return 0 < n && n < 1<<62 }
+
 // tick moves a hybrid logical clock: milliseconds of wall time in the upper 48 bits, never backwards.
 func tick(clock uint64, now time.Time) uint64 {
-	return max(clock+1, uint64(now.UnixMilli())<<16)
+	return max(clock+1, uint64(max(now.UnixMilli(), 0))<<16)
 }
 
 // ride puts on the content whatever the contact has not been told yet. The outbox never loses a content, so what rides
