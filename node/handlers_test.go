@@ -161,13 +161,12 @@ func TestTheGateLetsInContactsRelaysAndDialBacksOnly(t *testing.T) {
 func TestAChangeOfNetworkTriesEveryPathAtOnceAndTellsOnce(t *testing.T) {
 	inSim(t, func(w *simWorld) {
 		a, b := w.person(nil), w.person(nil)
-		moved := make(chan struct{}, 10)
-		a.Node.h.Moved = func() { moved <- struct{}{} }
 		friends(a.person, b.person)
 		if err := w.send(a, b, 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
 		w.pass(2 * time.Minute)
+		told := a.moves.Load()
 		w.sim.Cut(b.innerIP)
 		a.networkChanged()
 		a.networkChanged()
@@ -175,8 +174,8 @@ func TestAChangeOfNetworkTriesEveryPathAtOnceAndTellsOnce(t *testing.T) {
 		if a.Status().Contacts != 0 {
 			t.Error("the dead path was not noticed")
 		}
-		if len(moved) != 1 {
-			t.Errorf("Moved was called %d times", len(moved))
+		if n := a.moves.Load() - told; n != 1 {
+			t.Errorf("Moved was called %d times", n)
 		}
 	})
 }

@@ -258,6 +258,7 @@ func (n *Node) innerConnected(_ network.Network, c network.Conn) {
 	}
 	n.contact(p, key).touch(n.clock.Now(), 0)
 	n.news.tell(func(w *news) { w.ups[key] = true; w.crowded = true })
+	wake(n.connWake)
 }
 
 func (n *Node) innerDisconnected(net network.Network, c network.Conn) {

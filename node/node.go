@@ -49,6 +49,7 @@ type Node struct {
 	bootWake             chan struct{} // look after DHT servers now
 	learnWake            chan struct{} // ask volunteers now
 	checkWake            chan struct{} // check every connection now
+	connWake             chan struct{} // a contact connected
 	tasks                tasks
 	close                sync.Once
 	closeErr             error
@@ -87,7 +88,7 @@ func New(cfg Config, h Handlers) (*Node, error) {
 		news:     newNews(),
 		contacts: map[peer.ID]*contact{}, neighbours: map[peer.ID]*neighbour{},
 		changed: make(chan struct{}), lanNews: make(chan struct{}), room: make(chan struct{}),
-		bootWake: make(chan struct{}, 1), learnWake: make(chan struct{}, 1), checkWake: make(chan struct{}, 1),
+		bootWake: make(chan struct{}, 1), learnWake: make(chan struct{}, 1), checkWake: make(chan struct{}, 1), connWake: make(chan struct{}, 1),
 	}
 	n.gate = newGate(cfg.RelayOnly)
 	n.known = newDirectory(l.Known, cfg.AllowPrivate)

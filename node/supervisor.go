@@ -29,6 +29,7 @@ const (
 
 // superviseConns closes dead paths, idle contacts and strangers, and tries to get off relays.
 func (n *Node) superviseConns(ctx context.Context) {
+	var relays time.Time // when they were last tried
 	for {
 		wait := checkIdle
 		if n.anyOpen() {
@@ -40,13 +41,28 @@ func (n *Node) superviseConns(ctx context.Context) {
 		case <-ctx.Done():
 			t.Stop()
 			return
+		case <-n.connWake: // a contact connected: look again how long to wait
+			t.Stop()
+			continue
 		case <-n.checkWake:
 			all = true
 		case <-t.C:
 		}
 		t.Stop()
+		if now := n.clock.Now(); all || now.Sub(relays) >= checkIdle {
+			relays = now
+			n.checkRelays(ctx)
+		}
 		n.check(ctx, all)
 	}
+}
+
+func (n *Node) checkRelays(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, p := range n.connectedRelays() {
+		wg.Go(func() { n.checkPeer(ctx, nil, p) })
+	}
+	wg.Wait()
 }
 
 func (n *Node) anyOpen() bool {
@@ -59,7 +75,7 @@ func (n *Node) anyOpen() bool {
 	return false
 }
 
-// check looks at every connection of the inner host once; all says that none counts as known to be alive.
+// check looks at the contacts' and strangers' connections once; all says that none counts as known to be alive.
 func (n *Node) check(ctx context.Context, all bool) {
 	now := n.clock.Now()
 	var wg sync.WaitGroup
@@ -86,8 +102,7 @@ func (n *Node) check(ctx context.Context, all bool) {
 				}
 				n.tryPunch(ctx, c)
 			})
-		case n.gate.relay(p):
-			wg.Go(func() { n.checkPeer(ctx, nil, p) })
+		case n.gate.relay(p): // see checkRelays
 		default:
 			for _, conn := range n.inner.Network().ConnsToPeer(p) {
 				if now.Sub(conn.Stat().Opened) >= strangerFor {

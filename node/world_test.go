@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,6 +51,8 @@ type person struct {
 	knocks  [][]byte
 	bundles map[[32]byte][]byte
 	ups     int
+	onlines atomic.Int32
+	moves   atomic.Int32
 	answer  func(item []byte) func() wire.Answer
 }
 
@@ -87,6 +90,8 @@ func (p *person) handlers() Handlers {
 			defer p.mu.Unlock()
 			p.ups++
 		},
+		Online: func() { p.onlines.Add(1) },
+		Moved:  func() { p.moves.Add(1) },
 	}
 }
 
