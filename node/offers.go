@@ -88,7 +88,6 @@ type inbound struct {
 	bytes   int        // of items in the queue
 	out     []byte
 	writing sync.Mutex // held while writing, so that answers keep their order
-	done    bool       // no more answers come
 }
 
 type offered struct {
