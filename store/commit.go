@@ -137,6 +137,7 @@ type group struct {
 	read    *badger.Txn
 	ring    *ring
 	base    *overlay
+	seen    map[string][]byte
 	state   counters
 	floor   []reservation
 	members []*Pending
@@ -146,7 +147,7 @@ func (g *group) close() { g.read.Discard() }
 
 func (s *Store) begin() *group {
 	read, ring := s.snapshot()
-	return &group{read: read, ring: ring, base: newOverlay(), state: s.state}
+	return &group{read: read, ring: ring, base: newOverlay(), seen: map[string][]byte{}, state: s.state}
 }
 
 // runBatch runs every function of a batch; more than one commit is made only when one would be too large for the engine.
@@ -159,7 +160,7 @@ func (s *Store) runBatch(batch []*Pending) {
 	}
 	g := s.begin()
 	for _, p := range batch {
-		tx := &Tx{s: s, read: g.read, ring: g.ring, base: g.base, own: newOverlay(), state: g.state}
+		tx := &Tx{s: s, read: g.read, ring: g.ring, base: g.base, own: newOverlay(), seen: g.seen, state: g.state}
 		if p.err = p.fn(tx); p.err != nil {
 			continue
 		}

@@ -111,7 +111,7 @@ func (tx *Tx) DeleteContact(account [32]byte) error {
 
 // PutContactSecret keeps the discovery secret of a contact in the vault.
 func (tx *Tx) PutContactSecret(account [32]byte, secret []byte) error {
-	return tx.putRaw(key(tContactSecret, account[:]), secret)
+	return tx.putRaw(key(tContactSecret, account[:]), bytes.Clone(secret))
 }
 
 // ContactSecret returns the discovery secret of a contact.

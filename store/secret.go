@@ -84,7 +84,7 @@ func (tx *Tx) ListSecrets(prefix string) ([]SecretRow, error) {
 
 // PutSetting writes a small value that is not secret.
 func (tx *Tx) PutSetting(name string, value []byte) error {
-	return tx.putRaw(key(tSetting, []byte(name)), value)
+	return tx.putRaw(key(tSetting, []byte(name)), bytes.Clone(value))
 }
 
 // Setting returns a value written by PutSetting.

@@ -17,8 +17,9 @@ type Tx struct {
 	s     *Store
 	read  *badger.Txn
 	ring  *ring
-	base  *overlay // what earlier functions of the batch wrote
-	own   *overlay // what this function wrote; nil in a view
+	base  *overlay          // what earlier functions of the batch wrote
+	own   *overlay          // what this function wrote; nil in a view
+	seen  map[string][]byte // rows the batch read from the engine, opened once; nil is absent
 	state counters
 	floor []reservation
 	after []func()
@@ -92,6 +93,21 @@ func (tx *Tx) getRaw(k []byte) ([]byte, error) {
 		}
 		return plain, nil
 	}
+	if plain, known := tx.seen[string(k)]; known {
+		if plain == nil {
+			return nil, ErrNotFound
+		}
+		return plain, nil
+	}
+	plain, err := tx.fetch(k)
+	if tx.seen != nil && (err == nil || errors.Is(err, ErrNotFound)) {
+		tx.seen[string(k)] = plain
+	}
+	return plain, err
+}
+
+// fetch reads a row from the engine.
+func (tx *Tx) fetch(k []byte) ([]byte, error) {
 	item, err := tx.read.Get(k)
 	if errors.Is(err, badger.ErrKeyNotFound) {
 		return nil, ErrNotFound
