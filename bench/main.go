@@ -56,7 +56,14 @@ func main() {
 	flag.DurationVar(&o.idle, "idle", 10*time.Minute, "how long the idle row watches")
 	flag.IntVar(&o.rows, "messages", 50_000, "messages in the store of the start row")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
+	bare := flag.Bool(bareFlag, false, "start one bare host and end: the yardstick of the start row")
 	flag.Parse()
+	if *bare {
+		if err := bareHost(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+	}
 	if *profile != "" {
 		f, err := os.Create(*profile)
 		if err == nil {

@@ -99,28 +99,39 @@ func final(err error) bool {
 	return isCode(err, CodeInviteUsed) || isCode(err, CodeInviteExpired) || isCode(err, CodeBadInvite)
 }
 
-// follow tries once to find the record of an invite and to queue our hello. One attempt runs at a time per invite.
+// attempt is one try to follow an invite; err is set before done is closed.
+type attempt struct {
+	done chan struct{}
+	err  error
+}
+
+// follow tries once to find the record of an invite and to queue our hello. One attempt runs at a time per invite; who
+// comes second gets its outcome.
 func (m *Messenger) follow(ctx context.Context, net Network, id [16]byte) error {
 	m.mu.Lock()
-	running := m.adding[id]
-	done := make(chan struct{})
-	if running == nil {
-		m.adding[id] = done
+	try, running := m.adding[id]
+	if !running {
+		try = &attempt{done: make(chan struct{})}
+		m.adding[id] = try
 	}
 	m.mu.Unlock()
-	if running != nil {
+	if running {
 		select {
-		case <-running:
+		case <-try.done:
+			return try.err
 		case <-ctx.Done():
+			return ctx.Err()
 		}
-		return ctx.Err()
 	}
-	defer func() {
-		m.mu.Lock()
-		delete(m.adding, id)
-		m.mu.Unlock()
-		close(done)
-	}()
+	try.err = m.followOnce(ctx, net, id)
+	m.mu.Lock()
+	delete(m.adding, id)
+	m.mu.Unlock()
+	close(try.done)
+	return try.err
+}
+
+func (m *Messenger) followOnce(ctx context.Context, net Network, id [16]byte) error {
 	var row store.PendingAdd
 	err := m.store.View(func(tx *store.Tx) (err error) {
 		row, err = tx.PendingAdd(id)
@@ -227,6 +238,7 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 	}
 	c.Card, c.RecordKey, c.Claimed = bundle.Card, bundle.RecordKey, identity.CleanName(bundle.Name)
 	c.Warning = ""
+	untell(&c)
 	if row.Name == "" && c.State == ContactPending {
 		if c.Name, err = m.freeName(tx, c.Claimed, c.Account); err != nil {
 			return err
@@ -273,6 +285,9 @@ func (m *Messenger) queueHello(tx *store.Tx, c *store.Contact, row store.Pending
 		return err
 	}
 	c.ToldRecord = hello.RecordKeys.Key
+	if err := m.tell(tx, c); err != nil {
+		return err
+	}
 	for _, out := range earlier {
 		if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
 			return err

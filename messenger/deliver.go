@@ -153,7 +153,7 @@ func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing
 		case g.a.Code == wire.CodeLost:
 			done = false
 			err = d.m.lost(tx, out)
-		case g.a.Code == wire.CodeLater, g.a.Code == wire.CodeOverloaded:
+		case g.a.Code == wire.CodeLater, g.a.Code == wire.CodeOverloaded, g.a.Code == wire.CodeTooLarge:
 			done = false
 			d.after = max(d.after, time.Duration(g.a.RetryAfter)*time.Second, d.m.limits.RetryMin)
 		default:
@@ -255,6 +255,10 @@ func (d *delivery) knock(ctx context.Context, reach wire.Reach) {
 	}
 	for d.open() {
 		n, items := envelopeful(d.left)
+		if n == 0 {
+			d.note("too long for the front door, waiting for a direct way", d.left[:1])
+			return
+		}
 		env, err := session.SealEnvelope(card.Core.Seal, items)
 		if err != nil {
 			d.err = fmt.Errorf("seal an envelope: %w", err)
@@ -304,13 +308,14 @@ func (d *delivery) knocked(answer wire.KnockAnswer, n int) {
 	d.left = append(left, d.left[n:]...)
 }
 
-// envelopeful takes as many entries as fit one envelope.
+// envelopeful takes as many entries as fit the smallest envelope, which is the only one that front doors take.
 func envelopeful(list []store.Outgoing) (n int, items [][]byte) {
 	for n < len(list) && n < wire.MaxAcks {
-		items = append(items, list[n].Item)
-		if _, err := session.EnvelopeSize(items); err != nil && n > 0 {
-			return n, items[:n]
+		size, err := session.EnvelopeSize(append(items, list[n].Item))
+		if err != nil || size > session.EnvelopeSmall {
+			break
 		}
+		items = append(items, list[n].Item)
 		n++
 	}
 	return n, items

@@ -204,11 +204,14 @@ func tick(clock uint64, now time.Time) uint64 {
 	return max(clock+1, uint64(max(now.UnixMilli(), 0))<<16)
 }
 
-// ride puts on the content whatever the contact has not been told yet. The outbox never loses a content, so what rides
-// once is told.
+// untell has the next content carry all our news again: what carried them was given up, or the contact begins anew.
+func untell(c *store.Contact) { c.ToldCard, c.ToldReach, c.ToldRecord = 0, 0, [32]byte{} }
+
+// ride puts on the content whatever the contact has not been told yet. The outbox keeps a content until it is delivered
+// or given up (untell), so what rides once is told.
 func (m *Messenger) ride(tx *store.Tx, c *store.Contact, content *wire.Content) error {
 	s := m.current()
-	if s.cardN > c.ToldCard {
+	if s.cardN > c.ToldCard && content.Hello == nil { // a hello must fit the smallest envelope; its card follows
 		content.Card, c.ToldCard = s.card, s.cardN
 	}
 	if seq, signed := m.signedReach(); seq > c.ToldReach {

@@ -203,6 +203,9 @@ func (p *Port) Send(ctx context.Context, to wire.Reach, items [][]byte, settled 
 	return nil
 }
 
+// maxKnock is the largest envelope that a front door takes.
+const maxKnock = 8 << 10
+
 // Knock hands an envelope to the node with that front key.
 func (p *Port) Knock(ctx context.Context, at wire.Reach, invite [32]byte, envelope []byte) (wire.KnockAnswer, error) {
 	q, err := p.peer(at.FrontKey, p.net.front)
@@ -215,6 +218,9 @@ func (p *Port) Knock(ctx context.Context, at wire.Reach, invite [32]byte, envelo
 	}
 	if f.lost {
 		return wire.KnockAnswer{}, wire.ErrUnreachable
+	}
+	if len(envelope) > maxKnock {
+		return wire.KnockAnswer{Code: wire.CodeTooLarge}, nil
 	}
 	p.net.keep(envelope)
 	answer := q.to.Envelope(ctx, invite, slices.Clone(envelope))
