@@ -203,7 +203,6 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 			}
 			return messageKey(at.Conv, at.Seq)
 		}),
-		tx.follow(ctx, tOutgoingMsg, func(k, _ []byte) []byte { return key(tOutgoing, k[17:]) }),
 		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tSessionID, func(k, plain []byte) []byte {
 			var owner sessionOwner

@@ -27,7 +27,7 @@ var tableNames = map[table]string{
 	tState: "counters", tSetting: "setting", tSecret: "secret", tSelf: "own identity", tContact: "contact",
 	tContactSecret: "contact's secret", tName: "name", tConversation: "conversation", tTally: "message count",
 	tBlock: "message count", tMessage: "message", tOrder: "message order", tMessageID: "message id",
-	tOutgoing: "outbox entry", tOutgoingMsg: "outbox index", tSession: "session", tSessionID: "session index",
+	tOutgoing: "outbox entry", tSession: "session", tSessionID: "session index",
 	tSessionOf: "session index", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
 	tInvite: "invite", tInviteName: "invite index",
 	tPendingAdd: "pending add", tTrace: "trace", tEvent: "event", tCursor: "cursor", tIdempotency: "idempotency key",

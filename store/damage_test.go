@@ -122,19 +122,6 @@ func cutAt(share float64) func(b []byte) []byte {
 func empty([]byte) []byte   { return nil }
 func garbage([]byte) []byte { return bytes.Repeat([]byte("garbage "), 100) }
 
-// theFile is the newest or oldest file of a kind.
-func theFile(t testing.TB, dir, suffix string, newest bool) string {
-	t.Helper()
-	names, err := engineFiles(dir, suffix)
-	if err != nil || len(names) == 0 {
-		t.Fatalf("no %s in %s: %v", suffix, dir, err)
-	}
-	if newest {
-		return names[len(names)-1]
-	}
-	return names[0]
-}
-
 func TestDamageIsNeverSilentAndTheRestIsSalvaged(t *testing.T) {
 	source := killedStore(t)
 	for _, c := range []struct {

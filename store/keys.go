@@ -23,7 +23,6 @@ const (
 	tOrder         table = 0x21 // conversation 16, order u64, seq u64 → empty
 	tMessageID     table = 0x22 // message id 16 → conversation, seq; kept for ever
 	tOutgoing      table = 0x28 // account 32, order u64
-	tOutgoingMsg   table = 0x29 // message id 16, account 32, order u64 → empty
 	tSession       table = 0x30 // account 32, device 16, session 16 (vault)
 	tSessionID     table = 0x31 // session 16 → account, device
 	tSessionOf     table = 0x35 // account 32, device 16, session 16 → empty; found by walking, which the row itself, rewritten by each message, is not fit for

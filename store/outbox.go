@@ -2,8 +2,8 @@ package store
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 )
@@ -41,18 +41,11 @@ func outgoingKey(account [32]byte, order uint64) []byte {
 	return key(tOutgoing, account[:], u64(order))
 }
 
-func outgoingMsgKey(o Outgoing) []byte {
-	return key(tOutgoingMsg, o.MsgID[:], o.Account[:], u64(o.Order))
-}
-
 // PutOutgoing writes an item; with Order 0 it is appended behind all others and Order is filled in, else the entry must be there.
 func (tx *Tx) PutOutgoing(o *Outgoing) error {
 	if o.Order == 0 {
 		tx.state.Next++
 		o.Order = tx.state.Next
-		if err := tx.putRaw(outgoingMsgKey(*o), nil); err != nil {
-			return err
-		}
 	} else if _, err := tx.getRaw(outgoingKey(o.Account, o.Order)); err != nil { // what was delivered or cancelled stays so
 		return fmt.Errorf("store: outbox entry %d: %w", o.Order, err)
 	}
@@ -66,13 +59,6 @@ func (tx *Tx) Outgoing(account [32]byte, order uint64) (Outgoing, error) {
 
 // DeleteOutgoing removes an item; one that is gone already is no error.
 func (tx *Tx) DeleteOutgoing(account [32]byte, order uint64) error {
-	row, err := tx.Outgoing(account, order)
-	if ok, err := found(err); !ok {
-		return err
-	}
-	if err := tx.delete(outgoingMsgKey(row)); err != nil {
-		return err
-	}
 	return tx.delete(outgoingKey(account, order))
 }
 
@@ -95,51 +81,59 @@ func (tx *Tx) OutgoingsAfter(account [32]byte, after uint64, limit int) ([]Outgo
 	return rows, err
 }
 
-// outboxHeads remembers, for each account, an order below which nothing waits any more. Orders only rise, so what was true
-// once stays true. Without it each look at a queue would walk over the remains of everything that was ever in it.
+// outboxHeads remembers, for each account, an order below which nothing waited any more at some commit, and so never will
+// again: orders only rise. Without it each look at a queue would walk over the remains of everything that was ever in it.
 type outboxHeads struct {
 	mu    sync.Mutex
-	heads map[[32]byte]uint64
+	heads map[[32]byte]outboxHead
 }
 
-func (o *outboxHeads) get(account [32]byte) uint64 {
+type outboxHead struct{ order, commit uint64 }
+
+// at returns the head as it may be used by a view of the store at that commit: an older view may still hold what is gone.
+func (o *outboxHeads) at(account [32]byte, commit uint64) uint64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.heads[account]
+	if h := o.heads[account]; h.commit <= commit {
+		return h.order
+	}
+	return 0
 }
 
-func (o *outboxHeads) raise(account [32]byte, head uint64) {
+func (o *outboxHeads) raise(account [32]byte, h outboxHead) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.heads == nil {
-		o.heads = map[[32]byte]uint64{}
+		o.heads = map[[32]byte]outboxHead{}
 	}
-	o.heads[account] = max(o.heads[account], head)
+	if h.order > o.heads[account].order {
+		o.heads[account] = h
+	}
 }
 
 // walkOutgoing walks over an account's items above after, and in a view learns where they begin.
 func (tx *Tx) walkOutgoing(account [32]byte, after uint64, keysOnly bool, fn func(k, plain []byte) (bool, error)) error {
-	head := tx.s.outbox.get(account)
+	now := tx.state
+	if tx.own == nil {
+		var err error
+		if now, err = get[counters](tx, key(tState)); err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	head := max(1, tx.s.outbox.at(account, now.Commit))
 	from := max(after+1, head)
-	first := uint64(0)
+	first := now.Next
+	seen := false
 	err := tx.iterate(scan{prefix: key(tOutgoing, account[:]), from: outgoingKey(account, from), keysOnly: keysOnly}, func(k, plain []byte) (bool, error) {
-		if first == 0 {
-			first = binary.BigEndian.Uint64(k[33:])
+		if !seen {
+			first, seen = binary.BigEndian.Uint64(k[33:]), true
 		}
 		return fn(k, plain)
 	})
-	if err != nil || tx.own != nil || from > max(head, 1) { // a walk that began behind the head says nothing about it
-		return err
+	if err == nil && tx.own == nil && from == head {
+		tx.s.outbox.raise(account, outboxHead{order: first, commit: now.Commit})
 	}
-	if first == 0 {
-		state, err := get[counters](tx, key(tState))
-		if ok, err := found(err); !ok {
-			return err
-		}
-		first = state.Next
-	}
-	tx.s.outbox.raise(account, first)
-	return nil
+	return err
 }
 
 // OutgoingAccounts returns the accounts that have something waiting.
@@ -161,25 +155,25 @@ func (tx *Tx) OutgoingAccounts() ([][32]byte, error) {
 	}
 }
 
-// OutgoingByMessage returns every item that carries the message, whoever it is for.
+// OutgoingByMessage returns every item that carries the message, whoever it is for. It looks through the whole outbox: an
+// index would cost each message two writes, for what people do now and then.
 func (tx *Tx) OutgoingByMessage(id [16]byte) ([]Outgoing, error) {
-	var keys [][]byte
-	err := tx.iterate(scan{prefix: key(tOutgoingMsg, id[:]), keysOnly: true}, func(k, _ []byte) (bool, error) {
-		keys = append(keys, k)
-		return true, nil
-	})
+	accounts, err := tx.OutgoingAccounts()
 	if err != nil {
 		return nil, err
 	}
 	var rows []Outgoing
-	for _, k := range keys {
-		row, err := tx.Outgoing([32]byte(k[17:49]), binary.BigEndian.Uint64(k[49:]))
+	for _, account := range accounts {
+		waiting, err := tx.Outgoings(account, 0)
 		if err != nil {
-			return nil, tx.s.danglingIndex(k, err)
+			return nil, err
 		}
-		rows = append(rows, row)
+		for _, row := range waiting {
+			if row.MsgID == id {
+				rows = append(rows, row)
+			}
+		}
 	}
-	slices.SortFunc(rows, func(a, b Outgoing) int { return int(int64(a.Order - b.Order)) })
 	return rows, nil
 }
 

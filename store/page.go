@@ -102,10 +102,8 @@ func (s slot) open(pageKey []byte) (*epochKey, error) {
 
 // keyPage is the open vault.keys.
 type keyPage struct {
-	f       *os.File
-	disk    disk
-	pageKey []byte
-	current int // slot of the epoch in use
+	f    *os.File
+	disk disk
 }
 
 func (p *keyPage) write(s step, index int, b []byte) error {

@@ -341,7 +341,6 @@ func (v *salvager) dropDangling(tx *Tx) error {
 		}),
 		v.dropIf(tx, tOrder, func(k []byte) bool { return gone(key(tMessage, k[1:17], k[25:])) }),
 		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
-		v.dropIf(tx, tOutgoingMsg, func(k []byte) bool { return gone(key(tOutgoing, k[17:])) }),
 		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		tx.iterate(scan{prefix: key(tSessionID)}, func(k, plain []byte) (bool, error) {
 			var owner sessionOwner
@@ -371,13 +370,9 @@ func (v *salvager) dropIf(tx *Tx, t table, gone func(k []byte) bool) error {
 	})
 }
 
-// indexOthers gives outbox entries, sessions, contacts and invites their index rows again.
+// indexOthers gives sessions, contacts and invites their index rows again.
 func (v *salvager) indexOthers(tx *Tx) error {
-	outgoing, err := all[Outgoing](tx, key(tOutgoing))
-	for _, o := range outgoing {
-		err = errors.Join(err, v.set(outgoingMsgKey(o), nil))
-	}
-	sessions, serr := all[Session](tx, key(tSession))
+	sessions, err := all[Session](tx, key(tSession))
 	for _, row := range sessions {
 		err = errors.Join(err, v.set(key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}),
 			v.set(key(tSessionOf, row.Account[:], row.Device[:], row.ID[:]), nil))
@@ -394,7 +389,7 @@ func (v *salvager) indexOthers(tx *Tx) error {
 			err = errors.Join(err, v.set(key(tInviteName, row.Name[:]), row.ID[:]))
 		}
 	}
-	return errors.Join(err, serr, cerr, ierr)
+	return errors.Join(err, cerr, ierr)
 }
 
 // cutEvents keeps the newest events that follow each other without a gap: readers resume behind them.
