@@ -3,6 +3,7 @@ package messenger
 import (
 	"crypto/sha256"
 	"errors"
+	"reflect"
 	"slices"
 	"time"
 
@@ -22,12 +23,15 @@ func (m *Messenger) take(tx *store.Tx, op *opening) (wire.Code, error) {
 	if c.State == ContactBlocked {
 		return wire.CodeRefused, nil
 	}
-	c.LastSeen = m.clock.Now()
+	before := *c
+	if now := m.clock.Now(); now.Sub(c.LastSeen).Abs() > seenStep {
+		c.LastSeen = now
+	}
 	if err := m.takeRiders(tx, op); err != nil {
 		return 0, err
 	}
 	if c.State == ContactInvited && op.initial == nil { // their first words under our hello
-		c.State, c.Established, c.Warning = ContactEstablished, c.LastSeen, ""
+		c.State, c.Established, c.Warning = ContactEstablished, m.clock.Now(), ""
 		if err := endAdds(tx, c.Account); err != nil {
 			return 0, err
 		}
@@ -48,8 +52,14 @@ func (m *Messenger) take(tx *store.Tx, op *opening) (wire.Code, error) {
 			return 0, err
 		}
 	}
+	if reflect.DeepEqual(before, *c) {
+		return code, nil // a contact's row is large: it is not written anew with each message
+	}
 	return code, m.putContact(tx, *c)
 }
+
+// seenStep is how exactly it is remembered when a contact was last seen.
+const seenStep = time.Minute
 
 // takeRiders takes over news about the sender and receipts for what we sent. A rider that does not fit is left out:
 // the content it came with may be fine.
@@ -290,7 +300,7 @@ func (m *Messenger) show(tx *store.Tx, c *store.Contact, conv *store.Conversatio
 	}
 	conv.Clock = max(conv.Clock, row.Order)
 	conv.Unread++
-	return tx.AddTrace(row.ID, m.clock.Now(), "received", "")
+	return nil
 }
 
 // hold stores a row that may not be shown yet.

@@ -117,6 +117,7 @@ func (m *Messenger) reset(tx *store.Tx, c *store.Contact, why string) error {
 }
 
 func (m *Messenger) archiveAll(tx *store.Tx, c *store.Contact) error {
+	m.choose(tx, identity.AccountID(c.Account), [16]byte{})
 	rows, err := tx.AccountSessions(c.Account)
 	if err != nil {
 		return err
@@ -361,6 +362,7 @@ func (m *Messenger) Remove(ctx context.Context, name string) error {
 
 // forget throws away the sessions with a contact, the links it was to be met by, and what waits for it.
 func (m *Messenger) forget(tx *store.Tx, c store.Contact, why string) error {
+	m.choose(tx, identity.AccountID(c.Account), [16]byte{})
 	if err := endAdds(tx, c.Account); err != nil {
 		return err
 	}
@@ -418,6 +420,9 @@ func (m *Messenger) hide(tx *store.Tx, but [32]byte) error {
 			continue
 		}
 		c.ToldRecord = keys.Key
+		if err := tx.PutContact(c); err != nil {
+			return err
+		}
 		if err := m.queue(tx, &c, &wire.Content{Kind: wire.KindControl, RecordKeys: &keys}, time.Time{}); err != nil {
 			return err
 		}

@@ -31,6 +31,8 @@ type person struct {
 	dir     string // empty: the store is in memory and ends with stop
 	clock   clock.Clock
 	limits  messenger.Limits
+	reserve int64 // bytes of the disk that the store leaves free; 0 is little
+	noSync  bool
 	account *identity.Account
 	root    [32]byte
 
@@ -45,6 +47,9 @@ type option func(*person)
 
 // onDisk keeps the store in a directory, so that the person can be stopped and started again.
 func onDisk(p *person) { p.dir = p.t.TempDir() }
+
+// onQuickDisk is onDisk without waiting for the disk, for tests that restart a lot and cut no power.
+func onQuickDisk(p *person) { p.dir, p.noSync = p.t.TempDir(), true }
 
 func withClock(c clock.Clock) option       { return func(p *person) { p.clock = c } }
 func withLimits(l messenger.Limits) option { return func(p *person) { p.limits = l } }
@@ -78,7 +83,7 @@ func newPerson(t *testing.T, net *testnet.Net, name string, options ...option) *
 
 func (p *person) open() {
 	p.t.Helper()
-	cfg := store.Config{Dir: p.dir, Root: p.root, InMemory: p.dir == "", Clock: p.clock, Reserve: 1 << 20, Ballast: 1 << 20}
+	cfg := store.Config{Dir: p.dir, Root: p.root, InMemory: p.dir == "", Clock: p.clock, Reserve: max(p.reserve, 1<<20), Ballast: 1 << 20, NoSync: p.noSync}
 	st, err := store.Open(context.Background(), cfg)
 	if err != nil {
 		p.t.Fatal(err)
@@ -101,6 +106,7 @@ func (p *person) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop, p.done = cancel, make(chan error, 1)
 	go func() { p.done <- m.Run(ctx, p.port) }()
+	synctest.Wait() // until it is at work
 }
 
 // halt takes the person off the network and closes the store.
@@ -109,6 +115,7 @@ func (p *person) halt() {
 	if p.m == nil {
 		return
 	}
+	p.checkStore()
 	p.port.Leave()
 	p.stop()
 	if err := <-p.done; err != nil {

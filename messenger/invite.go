@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -133,7 +134,10 @@ func (m *Messenger) bundle(row store.Invite, name string) ([]byte, error) {
 	keys := ownRecordKeys(s.device)
 	b := identity.Bundle{
 		Card: s.card, RecordKey: keys.Key, Discovery: keys.Discovery, Name: name, Reach: signed,
-		NotAfter: row.Expires, Uses: uint16(row.MaxUses),
+		NotAfter: row.Expires, Uses: uint16(min(row.MaxUses, math.MaxUint16)),
+	}
+	if row.MaxUses == 0 { // any number
+		b.Uses = math.MaxUint16
 	}
 	if row.OneTimeID != 0 {
 		err := m.store.View(func(tx *store.Tx) error {

@@ -42,7 +42,7 @@ func Init(st *store.Store, account *identity.Account, name string, cfg Config) e
 		list := identity.DeviceList{Account: account.ID(), Seq: 1, Issued: now, Devices: []identity.DeviceEntry{device.Entry(now)}}
 		m.self = self{device: device, list: list.Sign(account)}
 		row := store.Self{
-			Name: name, Created: now, DeviceSecret: device.MarshalSecret(), AccountPublic: [32]byte(account.ID()),
+			Name: identity.CleanName(name), Created: now, DeviceSecret: device.MarshalSecret(), AccountPublic: [32]byte(account.ID()),
 			DeviceList: m.self.list, NextKeyID: 1,
 		}
 		if err := m.renewCard(tx, &row); err != nil {

@@ -137,10 +137,11 @@ type Messenger struct {
 	inner  map[[32]byte][]identity.AccountID // who says that it is their node key, of all contacts that may connect
 	net    Network                           // nil until Run
 	reach  wire.Reach                        // where this node is; Seq 0 until the network was asked
+	chosen map[identity.AccountID][16]byte   // the session last chosen for sending
 	signed []byte                            // the same, signed
 	offset time.Duration                     // others' clocks against ours
 	age    age                               // whether the clock may be believed when something is to be deleted
-	adding map[[16]byte]chan struct{}        // invites being followed right now; closed when an attempt ends
+	adding map[[16]byte]*attempt             // invites being followed right now
 }
 
 // self is who this device is, read once and replaced when keys rotate.
@@ -159,7 +160,7 @@ func New(st *store.Store, account *identity.Account, cfg Config) (*Messenger, er
 	m := &Messenger{
 		store: st, account: account, clock: cfg.Clock, rand: cfg.Rand, log: cfg.Log, fault: cfg.Fault,
 		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), gaps: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
-		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]chan struct{}{},
+		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]*attempt{}, chosen: map[identity.AccountID][16]byte{},
 	}
 	m.fillPorts()
 	if err := m.load(); err != nil {

@@ -274,18 +274,19 @@ func (m *Messenger) giveUp(tx *store.Tx, out store.Outgoing, state, why string) 
 	if err := tx.DeleteOutgoing(out.Account, out.Order); err != nil {
 		return err
 	}
+	c, err := tx.Contact(out.Account)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil // removed meanwhile, and its messages cancelled
+	}
+	if err != nil {
+		return err
+	}
 	if len(out.Item) > 0 { // its key will never be asked for: the receiver may drop it
-		c, err := tx.Contact(out.Account)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil // removed meanwhile, and its messages cancelled
-		}
-		if err != nil {
-			return err
-		}
 		c.Voids = addVoid(c.Voids, store.Void{Session: out.Session, Chain: out.Chain, From: out.N, To: out.N})
-		if err := tx.PutContact(c); err != nil {
-			return err
-		}
+	}
+	untell(&c) // news may have been riding on it
+	if err := tx.PutContact(c); err != nil {
+		return err
 	}
 	if out.Control {
 		return nil
@@ -312,7 +313,7 @@ func addVoid(list []store.Void, v store.Void) []store.Void {
 	return list[max(0, len(list)-maxVoids):]
 }
 
-// mark moves a message's state forward, notes it in the trace and announces it.
+// mark moves a message's state forward and announces it.
 func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
 	row, err := tx.Message(id)
 	if err != nil {
@@ -325,16 +326,24 @@ func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
 	if err := tx.PutMessage(&row); err != nil {
 		return err
 	}
-	if err := tx.AddTrace(id, row.Changed, state, why); err != nil {
-		return err
-	}
 	_, err = m.announce(tx, EventReceipt, event{Message: id, State: state})
 	return err
 }
 
 // forward reports whether a state may follow another (reliability invariant I9): late delivery turns an expired or
 // failed mark around, nothing else goes back.
-func forward(from, to string) bool {
-	rank := map[string]int{StateQueued: 0, StateHeld: 1, StateExpired: 2, StateFailed: 2, StateCancelled: 2, StateDelivered: 3, StateRead: 4}
-	return rank[to] > rank[from]
+func forward(from, to string) bool { return stateRank(to) > stateRank(from) }
+
+func stateRank(state string) int {
+	switch state {
+	case StateHeld:
+		return 1
+	case StateExpired, StateFailed, StateCancelled:
+		return 2
+	case StateDelivered:
+		return 3
+	case StateRead:
+		return 4
+	}
+	return 0
 }

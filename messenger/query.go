@@ -204,13 +204,27 @@ func (m *Messenger) Trace(ctx context.Context, id string) (Trace, error) {
 		if out.Message, err = m.messageView(tx, row.ID); err != nil {
 			return err
 		}
-		steps, err := tx.Trace(row.ID)
-		for _, s := range steps {
-			out.Steps = append(out.Steps, Step{At: s.At, What: s.What, Detail: s.Detail})
-		}
+		between, err := tx.Trace(row.ID)
+		out.Steps = traceOf(row, between)
 		return err
 	})
 	return out, err
+}
+
+// traceOf puts a message's life together: its row tells how it began and where it stands, the trace what came between.
+func traceOf(row store.Message, between []store.Step) []Step {
+	first := Step{At: row.At, What: "received"}
+	if row.Out {
+		first.What = "queued"
+	}
+	steps := []Step{first}
+	for _, s := range between {
+		steps = append(steps, Step{At: s.At, What: s.What, Detail: s.Detail})
+	}
+	if !row.Changed.IsZero() {
+		steps = append(steps, Step{At: row.Changed, What: row.State, Detail: row.Why})
+	}
+	return steps
 }
 
 // Cancel takes a message back that was not delivered yet.

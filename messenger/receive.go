@@ -238,6 +238,13 @@ func (m *Messenger) open(tx *store.Tx, from []identity.AccountID, in session.Ite
 		}
 		return m.decrypt(tx, rows, in)
 	}
+	for _, acct := range from { // most often it is the session we send on
+		if row, err := m.chosenSession(tx, acct); err == nil {
+			if op, err := m.decrypt(tx, []store.Session{row}, in); !errors.Is(err, errNoSession) {
+				return op, err
+			}
+		}
+	}
 	var rows []store.Session
 	for _, acct := range from {
 		more, err := tx.AccountSessions(acct)
@@ -248,6 +255,9 @@ func (m *Messenger) open(tx *store.Tx, from []identity.AccountID, in session.Ite
 	}
 	return m.decrypt(tx, rows, in)
 }
+
+// errNoSession means that no session recognises an item.
+var errNoSession = fmt.Errorf("%w: no session recognises it", wire.ErrLost)
 
 // decrypt tries sessions until one recognises the message.
 func (m *Messenger) decrypt(tx *store.Tx, rows []store.Session, in session.Item) (*opening, error) {
@@ -278,7 +288,7 @@ func (m *Messenger) decrypt(tx *store.Tx, rows []store.Session, in session.Item)
 		}
 		return &opening{row: row, session: s, opened: opened, contact: c, content: m.parse(opened.Payload)}, nil
 	}
-	return nil, fmt.Errorf("%w: no session recognises it", wire.ErrLost)
+	return nil, errNoSession
 }
 
 func (m *Messenger) parse(payload []byte) *wire.Content {
@@ -340,6 +350,7 @@ func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
 // makeRoom archives the sessions that a new one follows. One that we began ourselves and that was not answered yet stays:
 // both sides began at the same moment, and both will choose the same of the two.
 func (m *Messenger) makeRoom(tx *store.Tx, c store.Contact) error {
+	m.choose(tx, identity.AccountID(c.Account), [16]byte{})
 	rows, err := tx.AccountSessions(c.Account)
 	if err != nil {
 		return err
@@ -459,6 +470,7 @@ func (m *Messenger) introduce(tx *store.Tx, init *session.Initial, content *wire
 	switch {
 	case welcome:
 		c.State = ContactEstablished
+		untell(&c) // who comes by an invite may have forgotten what we told before
 	case !known:
 		if err := m.requestRoom(tx); err != nil {
 			return c, err

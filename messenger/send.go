@@ -129,9 +129,7 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 		conv.SendN++
 		content.N, content.Prev = conv.SendN, conv.SendHash
 	}
-	if err := m.ride(tx, c, content); err != nil {
-		return err
-	}
+	news := m.ride(c, content)
 	raw, err := content.Marshal()
 	if err != nil {
 		return err
@@ -142,14 +140,8 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 	if !shown {
 		out.Payload = raw // the others have a row that keeps it
 	}
-	waiting, err := tx.CountOutgoing(c.Account)
-	if err != nil {
+	if err := m.seal(tx, c, &out, raw); err != nil {
 		return err
-	}
-	if waiting < m.limits.MaxUnacked { // receivers follow no session that runs too far ahead; the rest is sealed in its turn
-		if err := m.seal(tx, c, &out, raw); err != nil {
-			return err
-		}
 	}
 	if shown {
 		conv.SendHash = sha256.Sum256(raw)
@@ -160,8 +152,10 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 	if err := tx.PutOutgoing(&out); err != nil {
 		return err
 	}
-	if err := tx.PutContact(*c); err != nil {
-		return err
+	if news {
+		if err := tx.PutContact(*c); err != nil {
+			return err
+		}
 	}
 	if err := tx.PutConversation(conv); err != nil {
 		return err
@@ -181,10 +175,7 @@ func (m *Messenger) putSent(tx *store.Tx, c store.Contact, conv *store.Conversat
 		Out: true, N: content.N, SentAt: now, At: now, Kind: uint32(content.Kind), Text: content.Text, Raw: content.Raw,
 		State: StateQueued, ReplyTo: content.ReplyTo,
 	}
-	if err := tx.PutMessage(&row); err != nil {
-		return err
-	}
-	return tx.AddTrace(content.ID, now, "queued", "")
+	return tx.PutMessage(&row)
 }
 
 // numbered kinds take a counter of the conversation, so that a missing one is noticed.
@@ -209,7 +200,10 @@ func untell(c *store.Contact) { c.ToldCard, c.ToldReach, c.ToldRecord = 0, 0, [3
 
 // ride puts on the content whatever the contact has not been told yet. The outbox keeps a content until it is delivered
 // or given up (untell), so what rides once is told.
-func (m *Messenger) ride(tx *store.Tx, c *store.Contact, content *wire.Content) error {
+func (m *Messenger) ride(c *store.Contact, content *wire.Content) (news bool) {
+	if !m.due(*c) {
+		return false
+	}
 	s := m.current()
 	if s.cardN > c.ToldCard && content.Hello == nil { // a hello must fit the smallest envelope; its card follows
 		content.Card, c.ToldCard = s.card, s.cardN
@@ -217,14 +211,14 @@ func (m *Messenger) ride(tx *store.Tx, c *store.Contact, content *wire.Content) 
 	if seq, signed := m.signedReach(); seq > c.ToldReach {
 		content.Reach, c.ToldReach = signed, seq
 	}
-	if keys := ownRecordKeys(s.device); c.ToldRecord != keys.Key && content.Hello == nil {
+	if keys := ownRecordKeys(s.device); c.ToldRecord != keys.Key && content.Hello == nil && content.RecordKeys == nil {
 		content.RecordKeys, c.ToldRecord = &keys, keys.Key
 	}
 	for _, v := range c.Voids {
 		content.Voids = append(content.Voids, wire.Void{Session: v.Session, Chain: v.Chain, From: v.From, To: v.To})
 	}
 	c.Voids = nil
-	return nil
+	return true
 }
 
 // due reports whether ride would put anything on a content for the contact.
@@ -250,6 +244,9 @@ func (m *Messenger) seal(tx *store.Tx, c *store.Contact, out *store.Outgoing, ra
 		return err
 	}
 	chain, n := s.NextSend()
+	if ahead, err := m.tooFarAhead(tx, c.Account, row.ID, chain, n); err != nil || ahead {
+		return err
+	}
 	if err := tx.Reserve(row.ID, chain, n); errors.Is(err, store.ErrRolledBack) {
 		return m.reset(tx, c, "the database is older than what was sent from it")
 	} else if err != nil {
@@ -270,9 +267,31 @@ func (m *Messenger) seal(tx *store.Tx, c *store.Contact, out *store.Outgoing, ra
 	return tx.PutSession(row)
 }
 
+// tooFarAhead reports whether so many items of a chain wait for an answer that receivers would stop following it; what
+// comes then is sealed in its turn.
+func (m *Messenger) tooFarAhead(tx *store.Tx, acct [32]byte, session [16]byte, chain, n uint32) (bool, error) {
+	if int(n) < m.limits.MaxUnacked {
+		return false, nil
+	}
+	first, err := tx.Outgoings(acct, 1)
+	if err != nil || len(first) == 0 {
+		return false, err
+	}
+	out := first[0]
+	if len(out.Item) == 0 {
+		return true, nil
+	}
+	return out.Session == session && out.Chain == chain && int(n-out.N) >= m.limits.MaxUnacked, nil
+}
+
 // sendingSession is the one session to send on, begun from the contact's card if there is none; nil when it cannot be
 // begun yet. Of two begun at the same moment both sides choose the one with the smaller initiator (PROTOCOL 8.8).
 func (m *Messenger) sendingSession(tx *store.Tx, c *store.Contact) (store.Session, *session.Session, error) {
+	acct := identity.AccountID(c.Account)
+	if row, err := m.chosenSession(tx, acct); err == nil && !row.Archived {
+		s, err := session.Unmarshal(row.State)
+		return row, s, err
+	}
 	rows, err := tx.AccountSessions(c.Account)
 	if err != nil {
 		return store.Session{}, nil, err
@@ -292,9 +311,34 @@ func (m *Messenger) sendingSession(tx *store.Tx, c *store.Contact) (store.Sessio
 		}
 	}
 	if best != nil {
+		m.choose(tx, acct, row.ID)
 		return row, best, nil
 	}
 	return m.beginSession(tx, c, nil)
+}
+
+// chosenSession reads the session that was last chosen for a contact, without looking through all.
+func (m *Messenger) chosenSession(tx *store.Tx, acct identity.AccountID) (store.Session, error) {
+	m.mu.Lock()
+	id, ok := m.chosen[acct]
+	m.mu.Unlock()
+	if !ok {
+		return store.Session{}, store.ErrNotFound
+	}
+	return tx.Session(id)
+}
+
+// choose remembers a session for a contact; zeros forget it, as whenever its sessions change.
+func (m *Messenger) choose(tx *store.Tx, acct identity.AccountID, id [16]byte) {
+	tx.AfterCommit(func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if id == [16]byte{} {
+			delete(m.chosen, acct)
+		} else {
+			m.chosen[acct] = id
+		}
+	})
 }
 
 // beginSession starts a session from the contact's card; oneTime is the invite's prekey at first contact.
@@ -316,6 +360,7 @@ func (m *Messenger) beginSession(tx *store.Tx, c *store.Contact, oneTime *identi
 	}
 	now := m.clock.Now()
 	row := store.Session{ID: s.ID(), Account: c.Account, Device: [16]byte(card.Core.Device), State: s.Marshal(), Created: now, LastUsed: now}
+	m.choose(tx, card.Account(), [16]byte{})
 	return row, s, tx.PutSession(row)
 }
 
