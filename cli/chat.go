@@ -273,6 +273,9 @@ func (t *talk) arrived(ctx context.Context, e control.Event) error {
 		return t.print("%s", t.a.spoken(*m))
 	case e.Kind == control.EventMessage && m != nil && !m.From.Me:
 		return t.print("[%s] %s", line(m.Conv.Name), t.a.spoken(*m))
+	case e.Kind == control.EventStopped:
+		t.a.say("The node was stopped.")
+		return errQuit
 	case e.Kind == control.EventReceipt && m != nil && m.Conv.Name == t.conv && (m.State == control.StateFailed || m.State == control.StateExpired):
 		return t.print("! %s was not delivered: %s", shortID(m.ID), line(m.Why))
 	case e.Kind == control.EventContact && e.Contact != nil && e.Contact.State == "established" && t.conv == "":

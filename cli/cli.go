@@ -254,14 +254,18 @@ func usage(hint, format string, args ...any) error {
 
 // place is the home the flags and the environment name, and its config.
 func (a *app) place() (daemon.Home, error) {
-	w := daemon.Where{Dir: a.home, Profile: a.profile, Socket: a.socket, Getenv: a.env.Getenv}
-	if w.Dir == "" {
-		w.Dir = a.env.Getenv("SOTTO_HOME")
-	}
+	w := daemon.Where{Dir: a.homeDir(), Profile: a.profile, Socket: a.socket, Getenv: a.env.Getenv}
 	if w.Profile == "" {
 		w.Profile = a.env.Getenv("SOTTO_PROFILE")
 	}
 	return daemon.Locate(w)
+}
+
+func (a *app) homeDir() string {
+	if a.home != "" {
+		return a.home
+	}
+	return a.env.Getenv("SOTTO_HOME")
 }
 
 // tty reports whether a file is a terminal that people look at.

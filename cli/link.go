@@ -29,12 +29,13 @@ type link struct {
 	done chan error
 }
 
-// Close ends the link, and the node if it is ours; the error is why the node ended badly.
+// Close ends the link, and the node if it is ours; the error is why the node ended badly. A second Close does nothing.
 func (l *link) Close() error {
 	l.Client.Close()
 	if !l.own {
 		return nil
 	}
+	l.own = false
 	l.stop()
 	return <-l.done
 }
@@ -52,7 +53,7 @@ func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error
 		}
 		err = fn(l)
 		closed := l.Close()
-		gone := errors.Is(err, control.ErrNoNode) || errors.Is(err, &control.Error{Code: "node_stopping"})
+		gone := errors.Is(err, control.ErrNoNode) || errors.Is(err, control.ErrStopping)
 		if !gone || want == needRunning || try == 3 || ctx.Err() != nil {
 			return errors.Join(err, closed)
 		}
@@ -159,7 +160,7 @@ func (a *app) log(home daemon.Home, cfg daemon.Config) (*slog.Logger, interface{
 	if a.verbose {
 		also = a.env.Stderr
 	}
-	if also == nil {
+	if also == nil { // a nil file in the interface would not be nil
 		return daemon.OpenLog(home, cfg.Log.Level, nil)
 	}
 	return daemon.OpenLog(home, cfg.Log.Level, also)

@@ -23,6 +23,8 @@ import (
 type listening struct {
 	cursor, after, conv string
 	all                 bool
+	limit               time.Duration
+	seen                *uint64 // the last event handed out: where to go on when another node takes over
 }
 
 func (a *app) watchCommand() *cobra.Command {
@@ -39,12 +41,16 @@ func (a *app) watchCommand() *cobra.Command {
 				p.conv = args[0]
 			}
 			return a.with(cmd.Context(), needNetwork, func(l *link) error {
-				return a.listen(cmd.Context(), l, p, func(e control.Event) (bool, error) {
+				err := a.listen(cmd.Context(), l, &p, func(e control.Event) (bool, error) {
 					if command != "" {
 						return false, a.execute(cmd.Context(), command, e)
 					}
 					return false, a.printEvent(e, p.all)
 				})
+				if l.own && errors.Is(err, control.ErrStopped) {
+					return nil // sotto down ended this very process, as it should
+				}
+				return err
 			})
 		}),
 	}
@@ -73,24 +79,18 @@ func (a *app) waitCommand() *cobra.Command {
 			if err != nil {
 				return usage("Write a regular expression as in RE2.", "--match: %v", err)
 			}
-			limit := a.timeout
+			p.limit = a.timeout
 			if !cmd.Flags().Changed("timeout") {
-				limit = time.Minute
+				p.limit = time.Minute
 			}
-			ctx, cancel := context.WithTimeoutCause(cmd.Context(), limit, errNothingCame)
-			defer cancel()
-			err = a.with(ctx, needNetwork, func(l *link) error {
-				return a.listen(ctx, l, p, func(e control.Event) (bool, error) {
+			return a.with(cmd.Context(), needNetwork, func(l *link) error {
+				return a.listen(cmd.Context(), l, &p, func(e control.Event) (bool, error) {
 					if !re.MatchString(e.Message.Text) {
 						return false, nil
 					}
 					return true, a.printEvent(e, false)
 				})
 			})
-			if err != nil && errors.Is(context.Cause(ctx), errNothingCame) {
-				return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", limit)
-			}
-			return err
 		}),
 	}
 	p.flags(c)
@@ -101,8 +101,16 @@ func (a *app) waitCommand() *cobra.Command {
 
 var errNothingCame = errors.New("nothing came")
 
+// until bounds listening from the moment it begins; no limit leaves it to the context.
+func (p *listening) until(ctx context.Context) (context.Context, context.CancelFunc) {
+	if p.limit == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeoutCause(ctx, p.limit, errNothingCame)
+}
+
 // listen hands events to fn until it has had enough, and moves the cursor after each.
-func (a *app) listen(ctx context.Context, l *link, p listening, fn func(control.Event) (bool, error)) error {
+func (a *app) listen(ctx context.Context, l *link, p *listening, fn func(control.Event) (bool, error)) error {
 	conv := ""
 	if p.conv != "" {
 		c, err := l.Contact(ctx, p.conv)
@@ -111,23 +119,30 @@ func (a *app) listen(ctx context.Context, l *link, p listening, fn func(control.
 		}
 		conv = c.Name
 	}
-	place := control.StreamParams{Cursor: p.cursor}
-	if p.after != "" {
+	place := control.StreamParams{Cursor: p.cursor, After: p.seen}
+	if p.after != "" && p.seen == nil {
 		seq, err := a.placeOf(ctx, l, p.after)
 		if err != nil {
 			return err
 		}
 		place.After = &seq
 	}
-	stream, err := l.Events(ctx, place)
+	hearing, stop := p.until(ctx)
+	defer stop()
+	stream, err := l.Events(hearing, place)
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
 	for {
 		e, err := stream.Next()
-		if err != nil {
+		switch {
+		case err != nil && errors.Is(context.Cause(hearing), errNothingCame):
+			return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", p.limit)
+		case err != nil:
 			return ended(ctx, err)
+		case e.Kind == control.EventStopped:
+			return control.ErrStopped
 		}
 		enough := false
 		if p.all && (conv == "" || concerns(e, conv)) || wanted(e, conv) {
@@ -143,6 +158,7 @@ func (a *app) listen(ctx context.Context, l *link, p listening, fn func(control.
 		if enough {
 			return nil
 		}
+		p.seen = &e.Seq
 	}
 }
 

@@ -121,6 +121,8 @@ func (a *app) saySent(m control.Message, own bool) {
 		a.say("· queued for %s; goes out next time sotto runs  (%s)", name, id)
 	case m.State == control.StateQueued:
 		a.say("· queued for %s  (%s)", name, id)
+	case a.mark(m) == m.State:
+		a.say("%s to %s  (%s)", m.State, name, id)
 	default:
 		a.say("%s %s to %s  (%s)", a.mark(m), m.State, name, id)
 	}

@@ -166,18 +166,20 @@ func (a *app) home0(ctx context.Context, l *link, name string) error {
 }
 
 func (a *app) upCommand() *cobra.Command {
+	var detach bool
 	c := &cobra.Command{
 		Use: "up", Short: "Run the node until it is stopped",
-		Long:    "Runs the node in the foreground; prints a line when it is reachable. Stops on Ctrl-C, SIGTERM or sotto down.",
-		Example: "sotto up\nsotto up --name Alice --passphrase-file ~/pass --no-input",
-		Args:    exactly(), RunE: a.run(a.up),
+		Long: "Runs the node in the foreground; prints a line when it is reachable. Stops on Ctrl-C, SIGTERM or sotto down.\n" +
+			"With --detach it goes on in the background, and this command returns when it answers.",
+		Example: "sotto up\nsotto up --detach\nsotto up --name Alice --passphrase-file ~/pass --no-input",
+		Args:    exactly(), RunE: a.run(func(cmd *cobra.Command, _ []string) error { return a.up(cmd.Context(), detach) }),
 	}
+	c.Flags().BoolVar(&detach, "detach", false, "go on in the background")
 	a.create.register(c.Flags())
 	return c
 }
 
-func (a *app) up(cmd *cobra.Command, _ []string) error {
-	ctx := cmd.Context()
+func (a *app) up(ctx context.Context, detach bool) error {
 	home, err := a.place()
 	if err != nil {
 		return err
@@ -201,6 +203,9 @@ func (a *app) up(cmd *cobra.Command, _ []string) error {
 	} else if a.create.name != "" { // a first run that was cut off has the key already
 		opt.Create = &daemon.Create{Name: a.create.name}
 	}
+	if detach {
+		return a.upDetached(ctx, cfg, opt)
+	}
 	return a.stayUp(ctx, cfg, opt)
 }
 
@@ -218,7 +223,7 @@ func (a *app) stayUp(ctx context.Context, cfg daemon.Config, opt daemon.Options)
 	if err != nil {
 		return err
 	}
-	if err := a.printStatusLine(ctx, l); err != nil {
+	if err := a.printStatusLine(ctx, l); err != nil && ctx.Err() == nil {
 		return errors.Join(err, l.Close())
 	}
 	select {

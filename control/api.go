@@ -210,7 +210,7 @@ type Event struct {
 	V       int       `json:"v"`
 	Seq     uint64    `json:"seq"`
 	At      time.Time `json:"at"`
-	Kind    string    `json:"kind" jsonschema:"message, receipt, contact, invite, setting, or reset when the log no longer reaches back to where you were"`
+	Kind    string    `json:"kind" jsonschema:"message, receipt, contact, invite, setting, reset when the log no longer reaches back to where you were, or stopped as the last one when the node was told to stop"`
 	Message *Message  `json:"message,omitempty" jsonschema:"of message (new) and receipt (its state moved)"`
 	Contact *Contact  `json:"contact,omitempty"`
 	Invite  *Invite   `json:"invite,omitempty"`
@@ -224,6 +224,7 @@ const (
 	EventInvite  = "invite"
 	EventSetting = "setting"
 	EventReset   = "reset"
+	EventStopped = "stopped"
 )
 
 // Parameters of the methods.

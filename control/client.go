@@ -56,8 +56,11 @@ func (c *Client) greet(ctx context.Context) error {
 	}
 	resp, err := c.do(req)
 	if err != nil {
-		if errors.Is(context.Cause(ctx), errSilent) {
+		switch {
+		case errors.Is(context.Cause(ctx), errSilent):
 			return errSilent
+		case errors.Is(err, &Error{Code: "node_gone"}):
+			return ErrNoNode // it ended just now
 		}
 		return err
 	}
@@ -90,6 +93,9 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 
 // NodeVersion is the version of the node.
 func (c *Client) NodeVersion() string { return c.node.Version }
+
+// NodePID is the node's process.
+func (c *Client) NodePID() int { return c.node.PID }
 
 // Online reports whether the node has its network, not only its store.
 func (c *Client) Online() bool { return c.node.Online }

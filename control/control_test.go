@@ -156,8 +156,12 @@ func TestWaitEndsWithTheNode(t *testing.T) {
 	if err := c.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; !errors.Is(err, control.ErrNoNode) && !errors.Is(err, &control.Error{Code: "node_stopping"}) {
+	var e *control.Error
+	if err := <-ended; !errors.As(err, &e) || e.Exit != control.ExitNoNode { // stopped, or gone if it had not begun
 		t.Errorf("waiting call got %v", err)
+	}
+	if e, err := stream.Next(); err != nil || e.Kind != control.EventStopped {
+		t.Errorf("the stream's last event is %+v, %v", e, err)
 	}
 	if _, err := stream.Next(); err == nil {
 		t.Error("the stream went on after the node's end")

@@ -48,8 +48,12 @@ func (s *Server) events(w http.ResponseWriter, r *http.Request) {
 	kinds := kindsOf(r)
 	for {
 		page, err := s.core.Events(ctx, after, eventPage)
-		if err != nil {
-			return // the client left, or the node is stopping: it resumes later
+		if err != nil { // the client left, or the node is stopping: it resumes later
+			if s.stopped.Load() && r.Context().Err() == nil {
+				_ = out.put(Event{V: 1, Seq: after, At: s.cfg.Clock.Now().UTC(), Kind: EventStopped})
+				_ = out.flush()
+			}
+			return
 		}
 		for _, e := range page {
 			after = e.Seq
@@ -217,8 +221,10 @@ func (s *Server) wait(ctx context.Context, p WaitParams) (Message, error) {
 		switch {
 		case err == nil:
 			after = page[len(page)-1].Seq
-		case errors.Is(context.Cause(limited), errStopping):
-			return Message{}, errStopping
+		case errors.Is(context.Cause(limited), ErrStopping) && s.stopped.Load():
+			return Message{}, ErrStopped
+		case errors.Is(context.Cause(limited), ErrStopping):
+			return Message{}, ErrStopping
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
 			return Message{}, Errorf(ExitNotInTime, "not_in_time", "It stays queued and goes on by itself: sotto trace "+m.ID, "message %s is %s, not %s yet", m.ID, m.State, p.State)
 		default:

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -47,6 +48,7 @@ type Server struct {
 	table   map[string]method
 	order   []method
 	streams chan struct{} // one slot for each open event stream
+	stopped atomic.Bool   // somebody asked the node to stop
 }
 
 // NewServer prepares a server; Serve runs it.
@@ -94,7 +96,11 @@ func withServing(ctx context.Context) context.Context {
 	return context.WithValue(context.WithoutCancel(ctx), servingKey{}, ctx)
 }
 
-var errStopping = &Error{Code: "node_stopping", Message: "the node is stopping", Hint: "Nothing is lost; start it again: sotto up", Exit: ExitNoNode}
+// ErrStopping means that the process which ran the node is ending; another one may take over.
+var ErrStopping = &Error{Code: "node_stopping", Message: "the node is stopping", Hint: "Nothing is lost; start it again: sotto up", Exit: ExitNoNode}
+
+// ErrStopped means that somebody asked the node to stop.
+var ErrStopped = &Error{Code: "node_stopped", Message: "the node was stopped", Hint: "Nothing is lost; start it again: sotto up", Exit: ExitNoNode}
 
 // ending is a context for calls that wait: it ends with the request and with the server.
 func ending(ctx context.Context) (context.Context, func()) {
@@ -103,7 +109,7 @@ func ending(ctx context.Context) (context.Context, func()) {
 		return ctx, func() {}
 	}
 	long, cancel := context.WithCancelCause(ctx)
-	stop := context.AfterFunc(serving, func() { cancel(errStopping) })
+	stop := context.AfterFunc(serving, func() { cancel(ErrStopping) })
 	return long, func() { stop(); cancel(nil) }
 }
 
@@ -334,6 +340,7 @@ func (s *Server) status(ctx context.Context, _ None) (Status, error) {
 }
 
 func (s *Server) stopNode(_ context.Context, _ None) (None, error) {
+	s.stopped.Store(true)
 	s.cfg.Stop()
 	return None{}, nil
 }
