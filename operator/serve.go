@@ -101,7 +101,7 @@ func (a *app) announce(s node.VolunteerStatus, c Config) error {
 		_, _ = fmt.Fprintln(a.env.Stderr, "sotto-mailbox: no public address found: people elsewhere cannot reach this machine.\nName one with --announce ADDRESS, or serve a closed network with --allow-private.")
 	}
 	err := a.print(map[string]any{"event": "serving", "bootstrap": best, "service": s.Service},
-		"serving up to %d people · bootstrap: %s\nnext: people put bootstrap = [%q] under [network] in the file that \"sotto config path\" names\n",
+		"serving up to %d people · bootstrap: %s · next: people put bootstrap = [%q] under [network] in the file that \"sotto config path\" names\n",
 		c.MaxUsers, strings.Join(best[:min(2, len(best))], " "), best[0])
 	if err == nil && a.env.Serving != nil {
 		a.env.Serving(s)
