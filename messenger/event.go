@@ -40,8 +40,9 @@ func (m *Messenger) Events(ctx context.Context, after uint64, limit int) ([]Even
 			if err != nil {
 				return err
 			}
+			in := &lookup{tx: tx, contacts: map[[16]byte]store.Contact{}}
 			for _, row := range rows {
-				e, err := m.resolve(tx, row)
+				e, err := m.resolve(in, row)
 				if err != nil {
 					return err
 				}
@@ -61,23 +62,24 @@ func (m *Messenger) Events(ctx context.Context, after uint64, limit int) ([]Even
 }
 
 // resolve attaches to an entry what it is about, as it is now. What was removed since is left out.
-func (m *Messenger) resolve(tx *store.Tx, row store.Event) (Event, error) {
+func (m *Messenger) resolve(in *lookup, row store.Event) (Event, error) {
 	out := Event{Seq: row.Seq, At: row.At, Kind: row.Kind}
 	var e event
 	if err := cbor.Unmarshal(row.Data, &e); err != nil {
 		return out, fmt.Errorf("event %d: %w", row.Seq, err)
 	}
-	err := m.attach(tx, &out, e)
+	err := m.attach(in, &out, e)
 	if errors.Is(err, store.ErrNotFound) {
 		return out, nil
 	}
 	return out, err
 }
 
-func (m *Messenger) attach(tx *store.Tx, out *Event, e event) error {
+func (m *Messenger) attach(in *lookup, out *Event, e event) error {
+	tx := in.tx
 	switch {
 	case e.Message != [16]byte{}:
-		msg, err := m.messageView(tx, e.Message)
+		msg, err := in.message(e.Message)
 		if err != nil {
 			return err
 		}
@@ -143,21 +145,44 @@ func (m *Messenger) AckCursor(ctx context.Context, name string, seq uint64) erro
 	})
 }
 
-// messageView is a message as it is shown.
-func (m *Messenger) messageView(tx *store.Tx, id [16]byte) (Message, error) {
-	row, err := tx.Message(id)
+// lookup reads messages with whom they were exchanged; a page of events is mostly about the same few people.
+type lookup struct {
+	tx       *store.Tx
+	contacts map[[16]byte]store.Contact // by conversation
+}
+
+// message is a message as it is shown.
+func (l *lookup) message(id [16]byte) (Message, error) {
+	row, err := l.tx.Message(id)
 	if err != nil {
 		return Message{}, err
 	}
-	conv, err := tx.Conversation(row.Conv)
+	c, known := l.contacts[row.Conv]
+	if !known {
+		if c, err = contactIn(l.tx, row.Conv); err != nil {
+			return Message{}, err
+		}
+		l.contacts[row.Conv] = c
+	}
+	return viewMessage(row, c), nil
+}
+
+// contactIn is whom a conversation is with, also when the contact was removed since.
+func contactIn(tx *store.Tx, id [16]byte) (store.Contact, error) {
+	conv, err := tx.Conversation(id)
 	if err != nil {
-		return Message{}, err
+		return store.Contact{}, err
 	}
 	c, err := tx.Contact(conv.Account)
 	if errors.Is(err, store.ErrNotFound) {
-		c, err = store.Contact{Account: conv.Account, Conv: row.Conv, Name: "removed"}, nil
+		return store.Contact{Account: conv.Account, Conv: id, Name: "removed"}, nil
 	}
-	return viewMessage(row, c), err
+	return c, err
+}
+
+// messageView is a message as it is shown.
+func (m *Messenger) messageView(tx *store.Tx, id [16]byte) (Message, error) {
+	return (&lookup{tx: tx, contacts: map[[16]byte]store.Contact{}}).message(id)
 }
 
 func viewMessage(row store.Message, c store.Contact) Message {
