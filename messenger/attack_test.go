@@ -191,6 +191,7 @@ func TestContentsAgainstTheRulesAreRefusedOrShownForWhatTheyAre(t *testing.T) {
 		"a card and a reach of nobody":        {wire.Content{Kind: wire.KindControl, Card: []byte("card"), Reach: []byte("reach")}, wire.CodeOK, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				_, mallory, bob := pair(t)
 				bob.send("mallory", "mine")
@@ -479,7 +480,7 @@ func TestContactWhoBeginsSessionAfterSessionIsSlowedDown(t *testing.T) {
 			return err
 		})
 		mallory.net.Cut(mallory.port, bob.port, false)
-		settle(20 * time.Minute)
+		settle(45 * time.Minute)
 		if got := len(bob.texts("mallory")); got != 12 {
 			t.Errorf("%d of 12 shown in the end", got)
 		}
@@ -511,6 +512,40 @@ func TestHostileTextIsKeptAsItIsAndNamesAreMadeSafe(t *testing.T) {
 		list, err := bob.m.Contacts(t.Context())
 		if err != nil || len(list) != 7 {
 			t.Errorf("%d contacts, %v", len(list), err)
+		}
+	})
+}
+
+func TestEnvelopeThatDoesNotOpenIsCountedAndRefusesNoMessageForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, mallory, bob := pair(t)
+		card, err := identity.ParseCard(mallory.contactRow(bob).Card)
+		if err != nil {
+			t.Fatal(err)
+		}
+		env, err := session.SealEnvelope(card.Core.Seal, hold(t, mallory, bob, "late"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, tries := bob.state(), uint64(0)
+		for i := 0; i < len(env); i += 701 {
+			b := bytes.Clone(env)
+			b[i] ^= 0x80
+			tries++
+			if a := bob.m.Envelope(t.Context(), [32]byte{}, b); a.Code != wire.CodeLater && a.Code != wire.CodeRefused || len(a.Acks) != 0 {
+				t.Errorf("byte %d: %v", i, a)
+			}
+		}
+		if a := bob.m.Envelope(t.Context(), [32]byte{}, env[:9000%len(env)]); a.Code != wire.CodeRefused {
+			t.Errorf("an envelope of a size that there is not: %v", a.Code)
+		}
+		if got := bob.status().Counters.Unopened; got != tries+1 || bob.state() != before {
+			t.Errorf("%d of %d counted, or the state changed", got, tries+1)
+		}
+		closing := bob.m
+		bob.halt()
+		if a := closing.Envelope(t.Context(), [32]byte{}, env); a.Code != wire.CodeLater {
+			t.Errorf("a store that was closed answers %v", a.Code)
 		}
 	})
 }

@@ -17,8 +17,9 @@ import (
 // cut off from each other and served by a bad network. After all has healed each shows what each other wrote, once and in
 // order. -more 100 runs a hundred times as many seeds.
 func TestFivePeopleInChaosLoseNothing(t *testing.T) {
-	for seed := range seeds(20) {
+	for seed := range seeds(10) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) { newChaos(t, seed).run() })
 		})
 	}
@@ -62,7 +63,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 }
 
 func (c *chaos) run() {
-	for range 40 {
+	for range 30 {
 		c.net.SetFaults(testnet.Faults{
 			Loss: c.rand.Float64() * 0.4, AckLoss: c.rand.Float64() * 0.4, Duplicate: c.rand.Float64() * 0.3,
 			Shuffle: c.rand.Float64() * 0.5, Delay: time.Duration(1 + c.rand.IntN(int(time.Second))),

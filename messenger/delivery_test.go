@@ -41,13 +41,14 @@ func TestEveryAcceptedMessageIsShownOnceAndInOrder(t *testing.T) {
 	} {
 		for seed := range seeds(2) {
 			t.Run(fmt.Sprintf("%s seed %d", name, seed), func(t *testing.T) {
+				t.Parallel()
 				synctest.Test(t, func(t *testing.T) {
 					net := testnet.NewNet(seed, testnet.Faults{})
 					alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
 					meet(t, alice, bob)
 					net.SetFaults(faults)
 					fromA, fromB := converse(alice, bob, 60)
-					settle(30 * time.Minute)
+					settle(12 * time.Minute)
 					net.SetFaults(testnet.Faults{})
 					settle(10 * time.Minute)
 					wantTexts(t, bob, "alice", fromA)
@@ -64,16 +65,17 @@ func TestEveryAcceptedMessageIsShownOnceAndInOrder(t *testing.T) {
 func TestFirstContactSurvivesABadNetwork(t *testing.T) {
 	for seed := range seeds(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(seed, testnet.Faults{Loss: 0.4, AckLoss: 0.4, Duplicate: 0.3})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
 				bob.add(alice.invite(messenger.InviteRequest{}).Link)
 				bob.send("alice", "first")
 				bob.send("alice", "second")
-				settle(time.Hour)
+				settle(20 * time.Minute)
 				wantTexts(t, alice, "bob", []string{"first", "second"})
 				alice.send("bob", "welcome")
-				settle(time.Hour)
+				settle(20 * time.Minute)
 				wantTexts(t, bob, "alice", []string{"welcome"})
 			})
 		})
@@ -121,7 +123,7 @@ func TestBothRestartedAgainAndAgainLoseNothing(t *testing.T) {
 				bob.restart()
 			}
 		}
-		settle(time.Hour)
+		settle(20 * time.Minute)
 		wantTexts(t, bob, "alice", fromA)
 		wantTexts(t, alice, "bob", fromB)
 	})
@@ -265,6 +267,7 @@ func TestTextsAtTheLimitsGoThroughAndOverThemAreRefusedByName(t *testing.T) {
 func TestClockAMonthWrongOnOneSideStillDelivers(t *testing.T) {
 	for name, offset := range map[string]time.Duration{"ahead": 30 * 24 * time.Hour, "behind": -30 * 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob", onDisk)
@@ -274,14 +277,14 @@ func TestClockAMonthWrongOnOneSideStillDelivers(t *testing.T) {
 				bob.start()
 				settle(5 * time.Second)
 				fromA, fromB := converse(alice, bob, 10)
-				settle(time.Hour)
+				settle(20 * time.Minute)
 				wantTexts(t, bob, "alice", fromA)
 				wantTexts(t, alice, "bob", fromB)
 				bob.halt()
 				bob.clock = clock.System{}
 				bob.start()
 				alice.send("bob", "clock mended")
-				settle(time.Hour)
+				settle(20 * time.Minute)
 				wantTexts(t, bob, "alice", append(fromA, "clock mended"))
 			})
 		})

@@ -214,7 +214,7 @@ func settle(d time.Duration) {
 func meet(t *testing.T, a, b *person) {
 	t.Helper()
 	b.add(a.invite(messenger.InviteRequest{}).Link)
-	settle(5 * time.Minute)
+	settle(time.Minute)
 	if s := a.contact(b.name).State; s != messenger.ContactEstablished {
 		t.Fatalf("%s sees %s as %s", a.name, b.name, s)
 	}

@@ -64,6 +64,7 @@ func TestInviteThatCannotBeFollowedSaysWhy(t *testing.T) {
 		}, messenger.CodeInviteUsed},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
@@ -152,6 +153,7 @@ func TestNobodyWithoutTheLinkCanRaiseTheAlarmOfALeak(t *testing.T) {
 func TestReusableInviteTakesAsManyAsItSays(t *testing.T) {
 	for uses, guests := range map[int]int{0: 4, 2: 2, 70000: 3} {
 		t.Run(fmt.Sprint(uses, " uses"), func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice := newPerson(t, net, "alice")
@@ -438,11 +440,12 @@ func TestContactRemovedWhileSomethingIsUnderWayStaysRemoved(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{Delay: 2 * time.Second})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
 				under(alice, bob)
-				for range 20 {
+				for range 5 {
 					if err := bob.m.Remove(t.Context(), bob.contacts()[0].Name); err != nil {
 						t.Fatal(err)
 					}
@@ -506,6 +509,7 @@ func TestClockThatIsWrongAtFirstContactIsNamed(t *testing.T) {
 		"1970": time.Unix(1, 0).Sub(epoch), "2099": time.Date(2099, 1, 1, 0, 0, 0, 0, time.UTC).Sub(epoch),
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob", withClock(clock.System{Offset: offset}))

@@ -77,10 +77,10 @@ func (m *Messenger) Envelope(ctx context.Context, invite [32]byte, envelope []by
 	items, err := m.openEnvelope(envelope)
 	if err != nil {
 		m.counters.unopened.Add(1)
-		if errors.Is(err, session.ErrNotOurs) {
-			return wire.KnockAnswer{Code: wire.CodeLater}
+		if errors.Is(err, session.ErrBad) || errors.Is(err, session.ErrUnsupported) || errors.Is(err, session.ErrTooLarge) {
+			return wire.KnockAnswer{Code: wire.CodeRefused}
 		}
-		return wire.KnockAnswer{Code: wire.CodeRefused}
+		return wire.KnockAnswer{Code: wire.CodeLater} // no key, or the store is just closing
 	}
 	answer := wire.KnockAnswer{}
 	for i, item := range items {
@@ -116,7 +116,7 @@ func (m *Messenger) openEnvelope(envelope []byte) ([][]byte, error) {
 	}
 	items, err := session.OpenEnvelope(keys, envelope)
 	if err == nil && len(items) > wire.MaxAcks {
-		err = fmt.Errorf("envelope of %d items, at most %d", len(items), wire.MaxAcks)
+		err = fmt.Errorf("envelope of %d items, at most %d: %w", len(items), wire.MaxAcks, session.ErrTooLarge)
 	}
 	return items, err
 }

@@ -59,6 +59,7 @@ func TestStoreTakenBackNeverUsesAPositionTwice(t *testing.T) {
 		"the whole home, later": {between: func(alice, bob *person) { talk(alice, bob, 4) }, whole: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob", onDisk)
@@ -178,6 +179,7 @@ func TestLostSessionIsBegunAnewOnceADayAndNothingIsLost(t *testing.T) {
 		"by both":         func(alice, bob *person) { alice.forgetSessions(); bob.forgetSessions() },
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
@@ -295,6 +297,7 @@ func TestEventFeedIsSeenOnceThroughRestartsAndItsCursorNeverGoesBack(t *testing.
 func TestClockThatJumpsMakesNothingExpireAndErasesNoKey(t *testing.T) {
 	for name, offset := range map[string]time.Duration{"a month": 30 * 24 * time.Hour, "to 2099": 99 * 365 * 24 * time.Hour, "back to 1970": -(30*365 + 7) * 24 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice", onDisk), newPerson(t, net, "bob")
@@ -306,7 +309,7 @@ func TestClockThatJumpsMakesNothingExpireAndErasesNoKey(t *testing.T) {
 				alice.clock = clock.System{Offset: offset}
 				alice.start()
 				alice.send("bob", "in between")
-				settle(2 * time.Hour)
+				settle(10 * time.Minute)
 				if got := len(outbox(t, alice, bob)); got < 3 {
 					t.Errorf("%d left in the outbox", got)
 				}
@@ -384,6 +387,7 @@ func TestThoseWhoWereApartForWeeksFindEachOther(t *testing.T) {
 		"with something waiting":     {31 * day, true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
 				alice, bob := newPerson(t, net, "alice", onDisk), newPerson(t, net, "bob", onDisk)
