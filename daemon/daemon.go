@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"os/exec"
 	"slices"
 
@@ -106,10 +107,12 @@ func openStore(ctx context.Context, cfg Config, opt Options, keys *identity.KeyF
 }
 
 // guard looks at the database in a child process first, because the engine may crash on damaged files (rulings 8). The
-// root key goes through a pipe: arguments and environment can be read by others.
-func guard(program string, root [32]byte) func(context.Context, string) error {
-	return func(ctx context.Context, dir string) error {
+// root key goes through a pipe: arguments and environment can be read by others. The pipe stays open until the child has
+// ended, so that it notices when we do; until it has, it keeps the store locked.
+func guard(program string, root [32]byte) func(context.Context, string, *os.File) error {
+	return func(ctx context.Context, dir string, lock *os.File) error {
 		cmd := exec.CommandContext(ctx, program, "probe-store", dir)
+		inherit(cmd, lock)
 		in, err := cmd.StdinPipe()
 		if err != nil {
 			return fmt.Errorf("start the guard: %w", err)
@@ -120,7 +123,6 @@ func guard(program string, root [32]byte) func(context.Context, string) error {
 			return fmt.Errorf("start the guard: %w", err)
 		}
 		_, err = in.Write(root[:])
-		_ = in.Close()
 		if waited := cmd.Wait(); waited != nil {
 			return fmt.Errorf("guard: %w: %s", waited, said.text)
 		}
@@ -279,11 +281,16 @@ func InUse(err error) bool {
 	return errors.Is(err, &control.Error{Code: "home_in_use"}) || errors.Is(err, control.ErrServed)
 }
 
-// Probe is the guard child's part: it opens the database under dir with the root key read from standard input.
+// Probe is the guard child's part: it opens the database under dir with the root key read from standard input. It ends at
+// once when its parent does: the next start waits for the files.
 func Probe(ctx context.Context, dir string, in io.Reader) error {
 	var root [32]byte
 	if _, err := io.ReadFull(in, root[:]); err != nil {
 		return errors.New("probe-store is sotto's own: it reads a key from its parent")
 	}
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		os.Exit(control.ExitFailed) // the engine cannot be interrupted, and a crash now is one it must survive anyway
+	}()
 	return store.Probe(ctx, dir, root)
 }

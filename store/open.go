@@ -233,7 +233,11 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 		return err
 	}
 	if !was.Clean && !was.Fresh && s.cfg.Probe != nil {
-		if err := s.cfg.Probe(ctx, s.cfg.Dir); err != nil {
+		err := s.cfg.Probe(ctx, s.cfg.Dir, s.lock)
+		if ctx.Err() != nil { // the child was ended with us, and says nothing about the files
+			return fmt.Errorf("store: open: %w", context.Cause(ctx))
+		}
+		if err != nil {
 			return stop("the engine's files", err)
 		}
 	}

@@ -200,7 +200,7 @@ func TestTheGuardChildIsAskedOnlyAfterAnUncleanStop(t *testing.T) {
 	dead := killedStore(t)
 	asked := 0
 	cfg := dead
-	cfg.Probe = func(ctx context.Context, dir string) error {
+	cfg.Probe = func(ctx context.Context, dir string, _ *os.File) error {
 		asked++
 		return Probe(ctx, dir, cfg.Root)
 	}
@@ -225,12 +225,27 @@ func TestTheGuardChildIsAskedOnlyAfterAnUncleanStop(t *testing.T) {
 
 func TestACrashOfTheGuardChildIsDamage(t *testing.T) {
 	cfg := killedStore(t)
-	cfg.Probe = func(context.Context, string) error { return errors.New("signal: segmentation fault") }
+	cfg.Probe = func(context.Context, string, *os.File) error { return errors.New("signal: segmentation fault") }
 	before := engineNames(t, cfg.Dir)
 	_, err := Open(context.Background(), cfg)
 	wantErr(t, err, ErrDamaged)
 	if engineNames(t, cfg.Dir) != before {
 		t.Fatal("the engine opened all the same")
+	}
+}
+
+func TestAStopWhileTheGuardChildLooksIsNoDamage(t *testing.T) {
+	cfg := killedStore(t)
+	ctx, stop := context.WithCancel(context.Background())
+	cfg.Probe = func(context.Context, string, *os.File) error {
+		stop()
+		return errors.New("signal: killed")
+	}
+	_, err := Open(ctx, cfg)
+	wantErr(t, err, context.Canceled)
+	cfg.Probe = nil
+	if d := open(t, cfg).Damage(); len(d) > 0 {
+		t.Fatal(d)
 	}
 }
 

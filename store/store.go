@@ -50,8 +50,9 @@ type Config struct {
 	Reserve int64 // bytes of the disk to leave free; 0 is 128 MiB, below 0 none
 	Ballast int64 // bytes of a file kept to be given up on a full disk; 0 is 128 MiB, below 0 none
 	// Probe opens the engine's files in a guard child when the last shutdown was not clean, so that a crash of the engine
-	// becomes an error. The child calls Probe of this package.
-	Probe    func(ctx context.Context, dir string) error
+	// becomes an error. The child calls Probe of this package. It must inherit the lock: if this process dies, nobody may touch
+	// the files while the child still does.
+	Probe    func(ctx context.Context, dir string, lock *os.File) error
 	InMemory bool // nothing touches the disk; for tests
 	NoSync   bool // nothing is synced: only for the comparison rows of benchmarks
 }
