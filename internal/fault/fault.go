@@ -4,6 +4,7 @@ package fault
 
 import (
 	"os"
+	"strconv"
 	"sync"
 )
 
@@ -18,12 +19,18 @@ type Points struct {
 // New arms the points: the process kills itself on the n-th pass (from 1) of the named point. An empty name only counts.
 func New(at string, n int) *Points { return &Points{passed: map[string]int{}, at: at, left: n} }
 
-// FromEnv arms from SOTTO_TEST_CRASH_AT, or returns nil when it is not set.
+// FromEnv arms from SOTTO_TEST_CRASH_AT, for the first pass or the one in SOTTO_TEST_CRASH_PASS, or returns nil when it is
+// not set.
 func FromEnv() *Points {
-	if at := os.Getenv("SOTTO_TEST_CRASH_AT"); at != "" {
-		return New(at, 1)
+	at := os.Getenv("SOTTO_TEST_CRASH_AT")
+	if at == "" {
+		return nil
 	}
-	return nil
+	pass, err := strconv.Atoi(os.Getenv("SOTTO_TEST_CRASH_PASS"))
+	if err != nil || pass < 1 {
+		pass = 1
+	}
+	return New(at, pass)
 }
 
 // Pass marks that the program reached the named point; names read "package: moment".
