@@ -15,7 +15,9 @@ const (
 	MaxText    = 64 << 10
 	MaxBody    = 1 << 20
 	MaxBatch   = 64
+	MaxAnswer  = 32 << 20 // all answers of a batch: what comes after is not run
 	MaxStreams = 64
+	MaxConns   = 256
 	MaxWait    = 24 * time.Hour
 )
 
@@ -247,7 +249,7 @@ type (
 	// ListParams asks for a conversation's messages, oldest first.
 	ListParams struct {
 		Conv  string    `json:"conv"`
-		Limit int       `json:"limit,omitempty" jsonschema:"the newest so many, 20 unless given, at most 1000"`
+		Limit int       `json:"limit,omitempty" jsonschema:"the newest so many, 20 unless given; at most 1000, or 4 MiB of text"`
 		Since time.Time `json:"since,omitzero"`
 		Peek  bool      `json:"peek,omitempty" jsonschema:"leave them unread"`
 	}
@@ -382,9 +384,7 @@ func (s *Server) methods() []method {
 		call("peers.connect", "Connect to an address.", s.connect),
 
 		call("events.cursor", "A reader's place in the event log; made at its end if new.", s.cursor),
-		call("events.ack", "Everything up to a place is done.", func(ctx context.Context, p AckParams) (None, error) {
-			return None{}, c.AckCursor(ctx, p.Cursor, p.Seq)
-		}),
+		call("events.ack", "Everything up to a place is done.", s.ack),
 	}
 }
 

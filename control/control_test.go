@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -364,6 +365,63 @@ func TestABatchIsAnsweredInOrderWithoutItsNotifications(t *testing.T) {
 	defer func() { _ = lone.Body.Close() }()
 	if lone.StatusCode != http.StatusNoContent {
 		t.Errorf("a notification got %d", lone.StatusCode)
+	}
+}
+
+func TestABatchStopsWhereItsAnswersGrowTooLarge(t *testing.T) {
+	n := start(t)
+	n.core.long = strings.Repeat("x", 1<<20)
+	list := `{"jsonrpc":"2.0","id":1,"method":"message.list","params":{"conv":"bob"}}`
+	resp := n.raw(t, "POST", "/v1/rpc", "["+strings.Repeat(list+",", control.MaxBatch-1)+list+"]", map[string]string{"Content-Type": "application/json"})
+	defer func() { _ = resp.Body.Close() }()
+	var got []struct {
+		Result json.RawMessage `json:"result"`
+		Error  struct {
+			Data control.Error `json:"data"`
+		} `json:"error"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != control.MaxBatch || got[0].Result == nil || got[len(got)-1].Error.Data.Code != "too_large" {
+		t.Fatalf("%d answers, the last %+v", len(got), got[len(got)-1].Error.Data)
+	}
+	if asked := n.core.lists.Load(); asked > control.MaxAnswer>>20+1 {
+		t.Errorf("%d requests were run", asked)
+	}
+}
+
+func TestConnectionsThatSayNothingAreLimitedAndHarmNobody(t *testing.T) {
+	n := start(t)
+	c := n.client(t)
+	for range control.MaxConns + 8 { // those beyond wait in the kernel
+		idle, err := net.Dial("unix", n.path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = idle.Close() }()
+	}
+	if _, err := c.Send(t.Context(), control.SendParams{To: "bob", Text: "x"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAPlaceIsOnlyDoneOnceItHappenedAndUnderASensibleName(t *testing.T) {
+	c := start(t).client(t)
+	_, _ = c.Send(t.Context(), control.SendParams{To: "bob", Text: "x"})
+	for _, bad := range []control.AckParams{{Cursor: "", Seq: 1}, {Cursor: strings.Repeat("x", 1<<19), Seq: 1}, {Cursor: "bot", Seq: 2}, {Cursor: "bot", Seq: math.MaxUint64}} {
+		var e *control.Error
+		if err := c.Ack(t.Context(), bad.Cursor, bad.Seq); !errors.As(err, &e) || e.Exit != control.ExitUsage {
+			t.Errorf("place %d of a reader with a name of %d bytes: %v", bad.Seq, len(bad.Cursor), err)
+		}
+	}
+}
+
+func TestAParameterThatIsWrongIsNamed(t *testing.T) {
+	c := start(t).client(t)
+	_, err := control.Call[control.None](t.Context(), c, "message.send", map[string]any{"to": "bob", "txet": "x"})
+	if err == nil || !strings.Contains(err.Error(), `unknown field "txet"`) {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -119,8 +119,8 @@ func (s *Server) resetFor(ctx context.Context, after uint64) (*Event, error) {
 
 // cursor returns a reader's place; a new reader's is the end of the log, kept at once so that nothing later is missed.
 func (s *Server) cursor(ctx context.Context, p CursorParams) (Cursor, error) {
-	if p.Cursor == "" || len(p.Cursor) > 64 {
-		return Cursor{}, Errorf(ExitUsage, "bad_cursor", "Use 1 to 64 characters.", "a cursor needs a name of 1 to 64 bytes")
+	if err := checkCursor(p.Cursor); err != nil {
+		return Cursor{}, err
 	}
 	seq, ok, err := s.core.Cursor(ctx, p.Cursor)
 	if err != nil || ok {
@@ -131,6 +131,28 @@ func (s *Server) cursor(ctx context.Context, p CursorParams) (Cursor, error) {
 		err = s.core.AckCursor(ctx, p.Cursor, last)
 	}
 	return Cursor{Cursor: p.Cursor, Seq: last, New: true}, err
+}
+
+// ack moves a reader's place, no further than the log goes: what has not happened yet cannot be done.
+func (s *Server) ack(ctx context.Context, p AckParams) (None, error) {
+	if err := checkCursor(p.Cursor); err != nil {
+		return None{}, err
+	}
+	_, last, err := s.core.Range(ctx)
+	if err != nil {
+		return None{}, err
+	}
+	if p.Seq > last {
+		return None{}, Errorf(ExitUsage, "bad_place", "Give the number of the last event you had.", "event %d has not happened yet; the newest is %d", p.Seq, last)
+	}
+	return None{}, s.core.AckCursor(ctx, p.Cursor, p.Seq)
+}
+
+func checkCursor(name string) error {
+	if name == "" || len(name) > 64 {
+		return Errorf(ExitUsage, "bad_cursor", "Use 1 to 64 characters.", "a cursor needs a name of 1 to 64 bytes")
+	}
+	return nil
 }
 
 // stream writes events as SSE or as JSON lines.

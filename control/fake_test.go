@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,6 +25,8 @@ type fakeCore struct {
 	first   uint64 // events up to and including this one are gone
 	cursors map[string]uint64
 	changed chan struct{}
+	long    string // the text of every message listed, if any is
+	lists   atomic.Int32
 }
 
 func newFake() *fakeCore {
@@ -73,7 +76,11 @@ func (f *fakeCore) Message(_ context.Context, id string) (control.Message, error
 }
 
 func (f *fakeCore) Messages(context.Context, control.ListParams) ([]control.Message, error) {
-	return nil, nil
+	f.lists.Add(1)
+	if f.long == "" {
+		return nil, nil
+	}
+	return []control.Message{{V: 1, Text: f.long}}, nil
 }
 
 func (f *fakeCore) Contact(_ context.Context, name string) (control.Contact, error) {

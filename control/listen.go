@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -99,6 +100,9 @@ type peerKey struct{}
 type peerCheck struct{ err error }
 
 func withPeer(ctx context.Context, c net.Conn) context.Context {
+	if slot, ok := c.(*slotConn); ok {
+		c = slot.Conn
+	}
 	if unixConn, ok := c.(*net.UnixConn); ok {
 		return context.WithValue(ctx, peerKey{}, peerCheck{checkPeer(unixConn)})
 	}
@@ -111,4 +115,50 @@ func peerOf(ctx context.Context) error {
 		return check.err
 	}
 	return errors.New("the other end is unknown")
+}
+
+// limited lets in so many connections at a time; more wait in the kernel, and take none of the descriptors that the store
+// and the network need.
+type limited struct {
+	net.Listener
+	slots chan struct{}
+	end   func()
+	ended <-chan struct{}
+}
+
+func limit(l net.Listener, most int) net.Listener {
+	ctx, end := context.WithCancel(context.Background())
+	return &limited{Listener: l, slots: make(chan struct{}, most), end: end, ended: ctx.Done()}
+}
+
+// Accept waits for a slot, then for a connection.
+func (l *limited) Accept() (net.Conn, error) {
+	select {
+	case l.slots <- struct{}{}:
+	case <-l.ended:
+		return nil, net.ErrClosed
+	}
+	c, err := l.Listener.Accept()
+	if err != nil {
+		<-l.slots
+		return nil, err
+	}
+	return &slotConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
+}
+
+// Close ends a waiting Accept too.
+func (l *limited) Close() error {
+	l.end()
+	return l.Listener.Close()
+}
+
+// slotConn gives its slot back when it is closed.
+type slotConn struct {
+	net.Conn
+	free func()
+}
+
+func (c *slotConn) Close() error {
+	defer c.free()
+	return c.Conn.Close()
 }

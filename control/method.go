@@ -2,7 +2,10 @@ package control
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"reflect"
+	"strings"
 
 	"github.com/creachadair/jrpc2"
 )
@@ -21,9 +24,19 @@ func call[P, R any](name, summary string, fn func(context.Context, P) (R, error)
 			var p P
 			if r.HasParams() {
 				if err := r.UnmarshalParams(jrpc2.StrictFields(&p)); err != nil {
-					return nil, jrpc2.Errorf(jrpc2.InvalidParams, "parameters of %s: %v", name, err)
+					return nil, jrpc2.Errorf(jrpc2.InvalidParams, "parameters of %s: %s", name, reason(err))
 				}
 			}
 			return fn(ctx, p)
 		}}
+}
+
+// reason is what is wrong with the parameters: the library keeps it apart from its message.
+func reason(err error) string {
+	var r *jrpc2.Error
+	var text string
+	if errors.As(err, &r) && json.Unmarshal(r.Data, &text) == nil {
+		return strings.TrimPrefix(text, "json: ")
+	}
+	return err.Error()
 }

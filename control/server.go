@@ -73,7 +73,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(s.cfg.Log.Handler(), slog.LevelDebug),
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- srv.Serve(l) }()
+	go func() { ended <- srv.Serve(limit(l, MaxConns)) }()
 	select {
 	case err := <-ended:
 		return fmt.Errorf("serve the local API: %w", err)
@@ -189,6 +189,8 @@ func (s *Server) rpc(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(streamStall))
+	defer func() { _ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) }() // for the connection's next request
 	if batch {
 		_ = json.NewEncoder(w).Encode(answers)
 		return
@@ -210,8 +212,18 @@ func (s *Server) answer(ctx context.Context, body []byte) (answers []response, b
 	case len(requests) > MaxBatch:
 		return []response{failed("", jrpc2.Errorf(jrpc2.InvalidRequest, "a batch has at most %d requests", MaxBatch))}, false
 	}
+	size := 0
 	for _, p := range requests {
-		a := s.answerOne(ctx, p)
+		if ctx.Err() != nil {
+			break // nobody is left to take the answers
+		}
+		var a response
+		if size > MaxAnswer {
+			a = failed(p.ID, Errorf(ExitRefused, "too_large", "Send it in a request of its own.", "not run: the answers before it have more than %d bytes", MaxAnswer))
+		} else {
+			a = s.answerOne(ctx, p)
+			size += len(a.Result)
+		}
 		if p.ID != "" || p.Error != nil {
 			answers = append(answers, a)
 		}

@@ -41,12 +41,14 @@ func (m *Messenger) Events(ctx context.Context, after uint64, limit int) ([]Even
 				return err
 			}
 			in := &lookup{tx: tx, contacts: map[[16]byte]store.Contact{}}
-			for _, row := range rows {
-				e, err := m.resolve(in, row)
+			for size := 0; len(rows) > 0 && size < maxPage; rows = rows[1:] {
+				e, err := m.resolve(in, rows[0])
 				if err != nil {
 					return err
 				}
-				out = append(out, e)
+				if out = append(out, e); e.Message != nil {
+					size += len(e.Message.Text)
+				}
 			}
 			return nil
 		})

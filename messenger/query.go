@@ -18,6 +18,9 @@ const settingReadMarks = "read-marks"
 // defaultPage is how many messages are shown unless more are asked for.
 const defaultPage = 20
 
+// maxPage is how many bytes of text are read at once; one message more may pass it.
+const maxPage = 4 << 20
+
 // findMessage finds by id or by a unique beginning of it.
 func (m *Messenger) findMessage(tx *store.Tx, id string) (store.Message, error) {
 	digits := strings.TrimPrefix(strings.ToLower(strings.TrimSpace(id)), "m")
@@ -81,21 +84,23 @@ func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) 
 	return out, m.markRead(ctx, c.Account)
 }
 
-// page collects shown rows; held ones are passed over.
+// page collects shown rows, the newest, up to maxPage; held ones are passed over.
 func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) ([]Message, error) {
 	var out []Message
-	before := uint64(0)
-	for len(out) < limit {
-		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: limit, Before: before, Since: since})
+	before, size := uint64(0), 0
+	for len(out) < limit && size < maxPage {
+		some := min(limit, 32)
+		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: before, Since: since})
 		if err != nil {
 			return nil, err
 		}
 		for _, row := range slices.Backward(rows) {
-			if !row.Held && len(out) < limit {
+			if !row.Held && len(out) < limit && size < maxPage {
 				out = append(out, viewMessage(row, c))
+				size += len(out[len(out)-1].Text)
 			}
 		}
-		if len(rows) < limit {
+		if len(rows) < some {
 			break
 		}
 		before = rows[0].Order

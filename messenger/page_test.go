@@ -1,0 +1,45 @@
+package messenger_test
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sotto/messenger"
+	"sotto/wire"
+)
+
+func TestContactWhoFillsTheHistoryDoesNotFillTheMemoryOfWhoReadsIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, mallory, bob := pair(t)
+		long := strings.Repeat("x", wire.MaxText)
+		for range 80 { // 5 MiB
+			mallory.send("bob", long)
+		}
+		mallory.send("bob", "the last")
+		settle(time.Minute)
+		page, err := bob.m.Messages(t.Context(), "mallory", messenger.MessagesQuery{Limit: 1000, Peek: true})
+		if err != nil || len(page) < 2 || len(page) > 66 || page[len(page)-1].Text != "the last" {
+			t.Fatalf("%d messages at once, %v", len(page), err)
+		}
+		seen, after := 0, uint64(0)
+		for seen < 81 {
+			events, err := bob.m.Events(t.Context(), after, 256)
+			if err != nil {
+				t.Fatal(err)
+			}
+			size := 0
+			for _, e := range events {
+				after = e.Seq
+				if e.Message != nil {
+					size += len(e.Message.Text)
+					seen++
+				}
+			}
+			if size > 5<<20 {
+				t.Fatalf("%d bytes of text at once", size)
+			}
+		}
+	})
+}
