@@ -46,6 +46,7 @@ type talk struct {
 	a    *app
 	l    *link
 	conv string
+	last control.Message // the newest one sent here
 }
 
 func (a *app) chat(ctx context.Context, l *link, name string) error {
@@ -67,6 +68,7 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 		return fmt.Errorf("read from the terminal: %w", err)
 	}
 	defer func() { _ = in.Close() }()
+	whole := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	stopReading := context.AfterFunc(ctx, func() { in.Cancel() })
 	defer stopReading()
@@ -81,10 +83,25 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 		defer stream.Close()
 		return t.run(ctx, typed, arrived)
 	})
-	if err := g.Wait(); err != nil && !errors.Is(err, errQuit) && !errors.Is(err, context.Canceled) {
+	switch err := g.Wait(); {
+	case errors.Is(err, context.Canceled):
+		return nil
+	case err != nil && !errors.Is(err, errQuit):
 		return err
 	}
-	return nil
+	return t.leave(whole)
+}
+
+// leave lets what was written last go out first, if the node ends with this chat.
+func (t *talk) leave(ctx context.Context) error {
+	if !t.l.own || t.last.ID == "" {
+		return nil
+	}
+	m, err := t.a.handOver(ctx, t.l, t.last)
+	if err == nil && m.State == control.StateQueued {
+		t.a.say("· what you wrote last is queued; it goes out next time sotto runs")
+	}
+	return err
 }
 
 var errQuit = errors.New("the person left")
@@ -229,7 +246,10 @@ func (t *talk) send(ctx context.Context, body string) error {
 	if !utf8.ValidString(body) {
 		return control.Errorf(control.ExitUsage, "bad_text", "Set your terminal to UTF-8.", "the text is not valid UTF-8; nothing was sent")
 	}
-	_, err := t.l.Send(ctx, control.SendParams{To: t.conv, Text: body})
+	m, err := t.l.Send(ctx, control.SendParams{To: t.conv, Text: body})
+	if err == nil {
+		t.last = m
+	}
 	return err
 }
 

@@ -49,6 +49,7 @@ func (a *app) upDetached(ctx context.Context, cfg daemon.Config, opt daemon.Opti
 	cmd := exec.Command(opt.Program, args...) // not bound to ctx: it outlives this command
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = bytes.NewReader(secret), out, out, ownSession()
 	cmd.Env = without(os.Environ(), "SOTTO_HOME", "SOTTO_PROFILE", "SOTTO_PASSPHRASE_FILE")
+	keepFiles()
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the node: %w", err)
 	}

@@ -92,16 +92,22 @@ func settle(dir, bootstrap string) error {
 	return os.WriteFile(filepath.Join(dir, "config.toml"), []byte(cfg.String()), 0o600)
 }
 
-// stopAll ends what a failed script left running.
+// stopAll ends what a script left running, before its files go away.
 func stopAll(work string) {
-	sockets, _ := filepath.Glob(filepath.Join(work, "*", "run", "sotto.sock"))
-	for _, socket := range sockets {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		if c, err := control.Connect(ctx, socket); err == nil {
+	homes, _ := filepath.Glob(filepath.Join(work, "*", "run"))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, dir := range homes {
+		home, err := daemon.Locate(daemon.Where{Dir: filepath.Dir(dir), Getenv: os.Getenv})
+		if err != nil {
+			continue
+		}
+		if c, err := control.Connect(ctx, home.Socket); err == nil {
 			_ = c.Stop(ctx)
 			c.Close()
 		}
-		cancel()
+		for !home.Free() && (clock.System{}).Wait(ctx, 10*time.Millisecond) == nil {
+		}
 	}
 }
 

@@ -276,7 +276,7 @@ func (a *app) down(cmd *cobra.Command, _ []string) error {
 	}
 	for {
 		c, err := control.Connect(ctx, home.Socket)
-		if errors.Is(err, control.ErrNoNode) {
+		if errors.Is(err, control.ErrNoNode) && home.Free() {
 			return a.result(map[string]bool{"stopped": true}, func(io.Writer) { a.say("stopped") })
 		}
 		if err == nil {

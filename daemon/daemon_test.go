@@ -74,8 +74,8 @@ func TestAFirstRunMakesAnIdentityThatLaterRunsFind(t *testing.T) {
 	if err := end(); err != nil {
 		t.Fatal(err)
 	}
-	if !h.Exists() {
-		t.Fatal("no key file was left")
+	if !h.Exists() || !h.Free() {
+		t.Fatal("no key file was left, or the home is still taken")
 	}
 	c, _ = run(t, h, cfg, daemon.Options{})
 	again, err := c.Status(t.Context())
@@ -111,6 +111,9 @@ func TestASecondProcessOnOneHomeIsToldAtOnce(t *testing.T) {
 	err := daemon.Run(t.Context(), cfg, daemon.Options{Home: h, Offline: true, Log: slog.New(slog.DiscardHandler)})
 	if !daemon.InUse(err) {
 		t.Errorf("got %v", err)
+	}
+	if h.Free() {
+		t.Error("a home in use is called free")
 	}
 }
 
