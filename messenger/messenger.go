@@ -360,3 +360,27 @@ func (m *Messenger) greet(ctx context.Context, net Network) error {
 	}
 	return g.Wait()
 }
+
+// waitOr waits for d, for a token on kick, or for the context's end, which alone is an error.
+func (m *Messenger) waitOr(ctx context.Context, d time.Duration, kick <-chan struct{}) error {
+	waited, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := make(chan error, 1)
+	go func() { over <- m.clock.Wait(waited, d) }()
+	select {
+	case <-kick:
+		cancel()
+		<-over
+		return ctx.Err()
+	case <-over:
+		return ctx.Err()
+	}
+}
+
+// poke leaves a token for a loop that waits on the channel.
+func poke(kick chan struct{}) {
+	select {
+	case kick <- struct{}{}:
+	default:
+	}
+}
