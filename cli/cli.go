@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -62,9 +63,10 @@ func Main(ctx context.Context, env Env) int {
 
 // app is one run of the program.
 type app struct {
-	env   Env
-	clock clock.Clock
-	err   error // what the command ended with; kept from fang, which would ask the terminal for its colours first
+	commands map[string]bool // the names of all commands
+	env      Env
+	clock    clock.Clock
+	err      error // what the command ended with; kept from fang, which would ask the terminal for its colours first
 
 	json, quiet, verbose, noInput, noStart, ascii bool
 	jq, home, profile, socket, color, passFile    string
@@ -99,8 +101,12 @@ func (a *app) root() *cobra.Command {
 	add("talk", a.chatCommand(), a.sendCommand(), a.inboxCommand(), a.readCommand(), a.watchCommand(), a.waitCommand(), a.traceCommand())
 	add("people", a.inviteCommand(), a.addCommand(), a.requestsCommand(), a.acceptCommand(), a.rejectCommand(), a.contactsCommand(), a.verifyCommand())
 	add("node", a.upCommand(), a.downCommand(), a.statusCommand(), a.peersCommand())
-	add("self", a.identityCommand())
+	add("self", a.identityCommand(), a.setCommand())
 	add("meta", a.demoCommand(), a.configCommand(), a.versionCommand())
+	a.commands = map[string]bool{}
+	for _, c := range root.Commands() {
+		a.commands[c.Name()] = true
+	}
 	root.AddCommand(a.probeCommand())
 	root.SetHelpCommandGroupID("meta")
 	root.SetCompletionCommandGroupID("meta")
@@ -277,8 +283,39 @@ func (a *app) mayAsk() bool { return !a.noInput && tty(a.env.Stdin) && tty(a.env
 // say tells a person something that is no result.
 func (a *app) say(format string, args ...any) {
 	if !a.quiet {
-		_, _ = fmt.Fprintf(a.env.Stderr, format+"\n", args...)
+		_, _ = fmt.Fprintln(a.env.Stderr, a.sameHome(fmt.Sprintf(format, args...)))
 	}
+}
+
+// command finds the commands that a text tells people to run.
+var command = regexp.MustCompile(`(^|[:(] ?|\n)sotto ([a-z]+)`)
+
+// sameHome makes commands that a text names speak of the home that this one speaks of, so that they can be copied.
+func (a *app) sameHome(text string) string {
+	if a.home == "" && a.profile == "" {
+		return text
+	}
+	where := ""
+	if a.home != "" {
+		where += " --home " + shellWord(a.home)
+	}
+	if a.profile != "" {
+		where += " --profile " + shellWord(a.profile)
+	}
+	return command.ReplaceAllStringFunc(text, func(found string) string {
+		if word := found[strings.LastIndexByte(found, ' ')+1:]; !a.commands[word] {
+			return found
+		}
+		return strings.Replace(found, "sotto", "sotto"+where, 1)
+	})
+}
+
+// shellWord quotes a word for a shell if it needs that.
+func shellWord(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+,") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // report prints an error and returns the exit code.
@@ -302,7 +339,7 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	_, _ = fmt.Fprintln(a.env.Stderr, "sotto:", text(e.Message))
 	if e.Hint != "" {
-		_, _ = fmt.Fprintln(a.env.Stderr, " ", text(e.Hint))
+		_, _ = fmt.Fprintln(a.env.Stderr, " ", text(a.sameHome(e.Hint)))
 	}
 	return e.Exit
 }

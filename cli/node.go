@@ -28,6 +28,9 @@ func (a *app) statusCommand() *cobra.Command {
 
 func (a *app) printStatus(w io.Writer, st control.Status) {
 	sign, how := "● online", " · "+reachLine(st.Net)
+	if !st.Net.Online { // the node runs, but nobody beyond this network can be found
+		sign = "● running"
+	}
 	if !st.Online {
 		sign, how = "○ store only", ""
 	}

@@ -28,6 +28,40 @@ func (a *app) identityCommand() *cobra.Command {
 	return c
 }
 
+// setCommand changes what the program keeps for its person; config.toml is never written.
+func (a *app) setCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "set [KEY VALUE]", Short: "Show or change a setting", Args: cobra.MaximumNArgs(2),
+		Long:    "read-marks on|off   tell contacts which of their messages you have read (off unless you turn it on)",
+		Example: "sotto set\nsotto set read-marks on",
+		RunE: a.run(func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return usage("Write it like: sotto set read-marks on", "a value for %s is missing", line(args[0]))
+			}
+			return a.with(cmd.Context(), needStore, func(l *link) error {
+				var s control.Settings
+				var err error
+				if len(args) == 0 {
+					s, err = control.Call[control.Settings](cmd.Context(), l.Client, "setting.list", control.None{})
+				} else {
+					s, err = control.Call[control.Settings](cmd.Context(), l.Client, "setting.set", control.Setting{Key: args[0], Value: args[1]})
+				}
+				if err != nil {
+					return err
+				}
+				return a.result(s, func(w io.Writer) { a.table(w, []string{"KEY", "VALUE"}, [][]string{{"read-marks", onOff(s.ReadMarks)}}) })
+			})
+		}),
+	}
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
 func (a *app) showIdentity(cmd *cobra.Command, _ []string) error {
 	return a.with(cmd.Context(), needStore, func(l *link) error {
 		id, err := control.Call[control.Identity](cmd.Context(), l.Client, "identity.show", control.None{})
@@ -51,7 +85,7 @@ func (a *app) backup(_ *cobra.Command, args []string) error {
 		return err
 	}
 	words := keys.Seed().Words()
-	if len(args) == 1 {
+	if len(args) == 1 && args[0] != "-" {
 		return a.keepWords(args[0], words)
 	}
 	a.say("These 24 words are your identity. Write them on paper; whoever has them can become you.")

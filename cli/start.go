@@ -220,6 +220,9 @@ func (a *app) stayUp(ctx context.Context, cfg daemon.Config, opt daemon.Options)
 		}
 		l, err = a.launch(ctx, cfg, opt)
 	}
+	if ctx.Err() != nil && l == nil {
+		return nil // stopped before it had begun
+	}
 	if err != nil {
 		return err
 	}
@@ -248,10 +251,13 @@ func (a *app) printStatusLine(ctx context.Context, l *link) error {
 
 func reachLine(n control.NetStatus) string {
 	how := map[string]string{"public": "reachable directly", "relay": "reachable through a relay"}[n.Reachability]
-	if how == "" {
+	switch {
+	case !n.Online:
+		how = "no volunteer reached, so only this network and the addresses in links work"
+	case how == "":
 		how = "reachability not known yet"
 	}
-	return fmt.Sprintf("%s · %d peers, %d contacts connected", how, n.Peers, n.Contacts)
+	return fmt.Sprintf("%s · peers %d, contacts connected %d", how, n.Peers, n.Contacts)
 }
 
 func (a *app) downCommand() *cobra.Command {

@@ -143,6 +143,18 @@ type Identity struct {
 	Created time.Time `json:"created"`
 }
 
+// Settings is what the program keeps for its person, beside config.toml, which is the person's own file.
+type Settings struct {
+	V         int  `json:"v"`
+	ReadMarks bool `json:"read_marks" jsonschema:"contacts are told what you have read"`
+}
+
+// Setting is one wish.
+type Setting struct {
+	Key   string `json:"key" jsonschema:"read-marks"`
+	Value string `json:"value" jsonschema:"on or off"`
+}
+
 // Peer is one connection of the node.
 type Peer struct {
 	V      int     `json:"v"`
@@ -377,6 +389,8 @@ func (s *Server) methods() []method {
 		}),
 
 		call("identity.show", "Who this node is.", func(ctx context.Context, _ None) (Identity, error) { return c.Identity(ctx) }),
+		call("setting.list", "What the program keeps for you.", func(ctx context.Context, _ None) (Settings, error) { return c.Settings(ctx) }),
+		call("setting.set", "Change a setting.", func(ctx context.Context, p Setting) (Settings, error) { return c.Set(ctx, p) }),
 		call("node.status", "The node at a glance.", s.status),
 		call("node.stop", "End the node, after answering.", s.stopNode),
 		call("peers.list", "The node's connections.", s.peers),

@@ -206,6 +206,26 @@ func (b Messenger) SetVerified(ctx context.Context, name string, same bool) (Ver
 	return b.Verify(ctx, name)
 }
 
+// Settings tells what the program keeps for its person.
+func (b Messenger) Settings(ctx context.Context) (Settings, error) {
+	on, err := b.Messenger.ReadMarks(ctx)
+	return Settings{V: 1, ReadMarks: on}, FromCore(err)
+}
+
+// Set changes a setting.
+func (b Messenger) Set(ctx context.Context, p Setting) (Settings, error) {
+	if p.Key != "read-marks" {
+		return Settings{}, Errorf(ExitUsage, "no_such_setting", "There is: read-marks", "there is no setting %q", p.Key)
+	}
+	if p.Value != "on" && p.Value != "off" {
+		return Settings{}, Errorf(ExitUsage, "bad_value", "Say on or off.", "%s cannot be %q", p.Key, p.Value)
+	}
+	if err := b.Messenger.SetReadMarks(ctx, p.Value == "on"); err != nil {
+		return Settings{}, FromCore(err)
+	}
+	return b.Settings(ctx)
+}
+
 // Identity tells who this node is.
 func (b Messenger) Identity(ctx context.Context) (Identity, error) {
 	i, err := b.Messenger.Identity(ctx)

@@ -32,6 +32,8 @@ type (
 	// Self tells who this node is and how it does; Status leaves Net and the process's own fields empty.
 	Self interface {
 		Identity(ctx context.Context) (Identity, error)
+		Settings(ctx context.Context) (Settings, error)
+		Set(ctx context.Context, p Setting) (Settings, error)
 		Status(ctx context.Context) (Status, error)
 	}
 	// Feed is the numbered event log.

@@ -248,11 +248,19 @@ func (s *Server) wait(ctx context.Context, p WaitParams) (Message, error) {
 		case errors.Is(context.Cause(limited), ErrStopping):
 			return Message{}, ErrStopping
 		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
-			return Message{}, Errorf(ExitNotInTime, "not_in_time", "It stays queued and goes on by itself: sotto trace "+m.ID, "message %s is %s, not %s yet", m.ID, m.State, p.State)
+			return Message{}, Errorf(ExitNotInTime, "not_in_time", goesOn(m), "message %s is %s, not %s yet", m.ID, m.State, p.State)
 		default:
 			return Message{}, err
 		}
 	}
+}
+
+// goesOn says what becomes of a message that has not come as far as was asked.
+func goesOn(m Message) string {
+	if m.State == StateDelivered {
+		return "It is on their disk. Whether they tell that they read it is their choice: sotto set read-marks on"
+	}
+	return "It stays queued and goes out while sotto runs: sotto trace " + m.ID
 }
 
 func because(why string) string {

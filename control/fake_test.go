@@ -93,6 +93,14 @@ func (f *fakeCore) Contacts(context.Context) ([]control.Contact, error) {
 
 func (f *fakeCore) Inbox(context.Context) ([]control.Conversation, error) { panic("planted") }
 
+func (f *fakeCore) Settings(context.Context) (control.Settings, error) {
+	return control.Settings{V: 1}, nil
+}
+
+func (f *fakeCore) Set(_ context.Context, p control.Setting) (control.Settings, error) {
+	return control.Settings{V: 1, ReadMarks: p.Value == "on"}, nil
+}
+
 func (f *fakeCore) Identity(context.Context) (control.Identity, error) {
 	return control.Identity{}, errors.New("the disk is on fire")
 }

@@ -154,6 +154,19 @@ func (m *Messenger) SetReadMarks(ctx context.Context, on bool) error {
 	})
 }
 
+// ReadMarks reports whether others are told what was read.
+func (m *Messenger) ReadMarks(ctx context.Context) (on bool, err error) {
+	err = m.store.View(func(tx *store.Tx) error {
+		value, err := tx.Setting(settingReadMarks)
+		on = string(value) == "1"
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		return err
+	})
+	return on, err
+}
+
 // Inbox lists the conversations: unread ones first, then by newest message.
 func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 	var out []Conversation
