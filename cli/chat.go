@@ -43,10 +43,11 @@ const chatHelp = `  /to NAME   talk to somebody else      /inbox    who wrote
 
 // talk is one chat session: what the person types goes to conv; what arrives is printed between.
 type talk struct {
-	a    *app
-	l    *link
-	conv string
-	last control.Message // the newest one sent here
+	refused *control.Error // the last thing that could not be done
+	a       *app
+	l       *link
+	conv    string
+	last    control.Message // the newest one sent here
 }
 
 func (a *app) chat(ctx context.Context, l *link, name string) error {
@@ -89,7 +90,13 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 	case err != nil && !errors.Is(err, errQuit):
 		return err
 	}
-	return t.leave(whole)
+	if err := t.leave(whole); err != nil {
+		return err
+	}
+	if t.refused != nil && !tty(a.env.Stdin) { // a script cannot see the marks
+		return control.Errorf(t.refused.Exit, "not_all_done", "Each line that was not taken is marked with !", "not everything that was typed could be done")
+	}
+	return nil
 }
 
 // leave lets what was written last go out first, if the node ends with this chat.
@@ -233,7 +240,7 @@ func (t *talk) typed(ctx context.Context, in string) error {
 	var e *control.Error
 	if errors.As(err, &e) && ctx.Err() == nil && e.Exit != control.ExitNoNode {
 		t.a.say("! %s\n  %s", text(e.Message), text(e.Hint))
-		err = nil
+		t.refused, err = e, nil
 	}
 	t.prompt()
 	return err

@@ -146,14 +146,14 @@ func (refused) Set(string) error {
 // run makes a command's function: it keeps the error for report and checks the flags that all commands share.
 func (a *app) run(fn func(cmd *cobra.Command, args []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
-		if a.err = a.checkGlobals(); a.err == nil {
+		if a.err = a.checkGlobals(cmd.Flags()); a.err == nil {
 			a.err = fn(cmd, args)
 		}
 		return nil
 	}
 }
 
-func (a *app) checkGlobals() error {
+func (a *app) checkGlobals(f *pflag.FlagSet) error {
 	if a.jq != "" {
 		a.json = true
 	}
@@ -163,6 +163,8 @@ func (a *app) checkGlobals() error {
 	switch {
 	case a.color != "auto" && a.color != "always" && a.color != "never":
 		return usage("Use auto, always or never.", "--color %q", a.color)
+	case a.home == "" && f.Changed("home"):
+		return usage("Name a directory, or leave --home out for your own.", "--home is empty")
 	case a.timeout < 0:
 		return usage("Use a time such as 20s or 2m.", "--timeout cannot be negative")
 	}

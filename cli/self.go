@@ -49,7 +49,9 @@ func (a *app) setCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.result(s, func(w io.Writer) { a.table(w, []string{"KEY", "VALUE"}, [][]string{{"read-marks", onOff(s.ReadMarks)}}) })
+				return a.result(s, func(w io.Writer) {
+					a.table(w, []string{"KEY", "VALUE"}, [][]string{{"read-marks", onOff(s.ReadMarks)}})
+				})
 			})
 		}),
 	}

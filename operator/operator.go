@@ -98,7 +98,8 @@ func (a *app) command() *cobra.Command {
 	root.SetErr(a.env.Stderr)
 	root.PersistentFlags().StringVar(&a.home, "home", a.defaultHome(), "directory of keys, config.toml and records")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
-	config := &cobra.Command{Use: "config", Short: "Look at the configuration"}
+	config := &cobra.Command{Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	config.AddCommand(a.configCheckCommand())
 	root.AddCommand(a.serveCommand(), a.statusCommand(), config, a.versionCommand())
 	return root
