@@ -131,16 +131,14 @@ func (a *app) listen(ctx context.Context, l *link, p *listening, fn func(control
 	defer stop()
 	stream, err := l.Events(hearing, place)
 	if err != nil {
-		return err
+		return p.over(hearing, err)
 	}
 	defer stream.Close()
 	for {
 		e, err := stream.Next()
 		switch {
-		case err != nil && errors.Is(context.Cause(hearing), errNothingCame):
-			return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", p.limit)
 		case err != nil:
-			return ended(ctx, err)
+			return p.over(hearing, ended(ctx, err))
 		case e.Kind == control.EventStopped:
 			return control.ErrStopped
 		}
@@ -160,6 +158,14 @@ func (a *app) listen(ctx context.Context, l *link, p *listening, fn func(control
 		}
 		p.seen = &e.Seq
 	}
+}
+
+// over says that nothing came, if that is why listening ended.
+func (p *listening) over(hearing context.Context, err error) error {
+	if !errors.Is(context.Cause(hearing), errNothingCame) {
+		return err
+	}
+	return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", p.limit)
 }
 
 // wanted is a message from somebody else.

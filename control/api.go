@@ -365,13 +365,13 @@ func (s *Server) methods() []method {
 			return ConversationList{orEmpty(list)}, err
 		}),
 
-		call("invite.create", "Make an invitation.", c.Invite),
+		long("invite.create", "Make an invitation.", c.Invite),
 		call("invite.list", "The invitations this node made.", func(ctx context.Context, _ None) (InviteList, error) {
 			list, err := c.Invites(ctx)
 			return InviteList{orEmpty(list)}, err
 		}),
 		call("invite.revoke", "Make an invitation worthless.", func(ctx context.Context, p IDParams) (None, error) { return None{}, c.RevokeInvite(ctx, p.ID) }),
-		call("contact.add", "Follow an invitation.", c.Add),
+		long("contact.add", "Follow an invitation.", c.Add),
 		call("contact.list", "All contacts.", s.contacts),
 		call("contact.show", "One contact.", func(ctx context.Context, p NameParams) (Contact, error) { return c.Contact(ctx, p.Name) }),
 		call("contact.rename", "Give a contact another name.", func(ctx context.Context, p RenameParams) (Contact, error) { return c.Rename(ctx, p.Name, p.To) }),
@@ -394,8 +394,8 @@ func (s *Server) methods() []method {
 		call("node.status", "The node at a glance.", s.status),
 		call("node.stop", "End the node, after answering.", s.stopNode),
 		call("peers.list", "The node's connections.", s.peers),
-		call("peers.ping", "Measure the way to a contact.", s.ping),
-		call("peers.connect", "Connect to an address.", s.connect),
+		long("peers.ping", "Measure the way to a contact.", s.ping),
+		long("peers.connect", "Connect to an address.", s.connect),
 
 		call("events.cursor", "A reader's place in the event log; made at its end if new.", s.cursor),
 		call("events.ack", "Everything up to a place is done.", s.ack),

@@ -123,6 +123,7 @@ func (c *Client) call(ctx context.Context, methodName string, params any) (json.
 		return nil, fmt.Errorf("prepare %s: %w", methodName, err)
 	}
 	req.Header.Set("Content-Type", "application/json")
+	req.Header["Idempotency-Key"] = nil // sends nothing, but lets net/http dial again: a connection that the node closed between two calls is not the end of it
 	resp, err := c.do(req)
 	if err != nil {
 		return nil, err

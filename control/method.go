@@ -40,3 +40,12 @@ func reason(err error) string {
 	}
 	return err.Error()
 }
+
+// long makes a row for a call that waits for others: it ends when the node does, with what was reached by then.
+func long[P, R any](name, summary string, fn func(context.Context, P) (R, error)) method {
+	return call(name, summary, func(ctx context.Context, p P) (R, error) {
+		ctx, done := ending(ctx)
+		defer done()
+		return fn(ctx, p)
+	})
+}

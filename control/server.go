@@ -61,6 +61,9 @@ func NewServer(core Core, cfg Config) *Server {
 	return s
 }
 
+// graceTime is how long calls in progress may take to finish when the server ends.
+const graceTime = 10 * time.Second
+
 // Serve answers on l until the context ends, then lets requests in progress finish; it closes l.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
@@ -79,7 +82,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve the local API: %w", err)
 	case <-ctx.Done():
 	}
-	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	grace, stop := context.WithTimeout(context.WithoutCancel(ctx), graceTime)
 	defer stop()
 	if err := srv.Shutdown(grace); err != nil {
 		_ = srv.Close() // a client that neither reads nor leaves
