@@ -596,3 +596,61 @@ func TestADeepCheckOfAHealthyStoreFindsNothing(t *testing.T) {
 		t.Fatal(report, err)
 	}
 }
+
+func TestATableThatAKillLeftBehindAfterItsCompactionIsNoDamage(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	putMessages(t, s, id16(1), 1, 100)
+	update(t, s, func(tx *Tx) error { return tx.PutOutgoing(&Outgoing{Account: id32(1), MsgID: id16(1), Item: []byte{1}}) })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	left := map[string][]byte{}
+	names, err := engineFiles(cfg.Dir, ".sst")
+	if err != nil || len(names) == 0 {
+		t.Fatal(names, err)
+	}
+	for _, name := range names {
+		if left[name], err = os.ReadFile(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, cfg)
+	update(t, s, func(tx *Tx) error {
+		out, err := tx.Outgoings(id32(1), 1)
+		return errors.Join(err, tx.DeleteOutgoing(id32(1), out[0].Order), tx.DeleteMessage(testMessage(id16(1), 1).ID))
+	})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 { // so many tables are compacted
+		s = open(t, cfg)
+		putMessages(t, s, id16(1), 101+i, 1)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, cfg)
+	if err := errors.Join(s.db.Flatten(1), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range left {
+		if _, err := os.Stat(name); err == nil {
+			t.Fatalf("%s was not compacted", name)
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, cfg)
+	if d := s.Damage(); len(d) > 0 {
+		t.Fatal(d)
+	}
+	view(t, s, func(tx *Tx) error {
+		n, err := tx.CountAllOutgoing()
+		if _, gone := tx.Message(testMessage(id16(1), 1).ID); !errors.Is(gone, ErrNotFound) || n > 0 {
+			t.Errorf("what was deleted is back: %d outgoing, %v", n, gone)
+		}
+		return err
+	})
+}

@@ -116,6 +116,67 @@ func newestFirst(live []tableFile) {
 	})
 }
 
+// takenBack lists the tables that a MANIFEST once named and names no more (badger manifest.go): magic u32 || version u32 ||
+// change sets. Change set: length u32 || CRC-32C u32 || protobuf: repeated change 1 { id 1, operation 2: 1 takes back }.
+func takenBack(manifest []byte) map[uint64]bool {
+	gone := map[uint64]bool{}
+	const frame = 8
+	for rest := manifest[min(frame, len(manifest)):]; len(rest) >= frame; {
+		size := uint64(binary.BigEndian.Uint32(rest))
+		if size > uint64(len(rest)-frame) {
+			break
+		}
+		set := rest[frame : frame+size]
+		if crc32.Checksum(set, crc32.MakeTable(crc32.Castagnoli)) != binary.BigEndian.Uint32(rest[4:]) {
+			break
+		}
+		rest = rest[frame+size:]
+		eachField(set, func(field, _ uint64, change []byte) {
+			var id, op uint64
+			eachField(change, func(field, n uint64, _ []byte) {
+				switch field {
+				case 1:
+					id = n
+				case 2:
+					op = n
+				}
+			})
+			if field == 1 {
+				gone[id] = op == 1
+			}
+		})
+	}
+	return gone
+}
+
+// eachField calls fn with the numbers and the byte strings of a protobuf message, until something else comes.
+func eachField(b []byte, fn func(field, n uint64, bytes []byte)) {
+	for len(b) > 0 {
+		tag, used := binary.Uvarint(b)
+		if used <= 0 {
+			return
+		}
+		b = b[used:]
+		n, used := binary.Uvarint(b)
+		if used <= 0 {
+			return
+		}
+		b = b[used:]
+		switch tag & 7 {
+		case 0:
+			fn(tag>>3, n, nil)
+		case 2:
+			if n > uint64(len(b)) {
+				return
+			}
+			fn(tag>>3, 0, b[:n])
+			b = b[n:]
+		default:
+			return
+		}
+	}
+}
+
 // withTable maps a table read-only and opens it; a crash of the engine's reader is an error.
 func (f *engineFileSet) withTable(t tableFile, use func(*engine.Table) error) (err error) {
 	fd, err := os.Open(filepath.Join(f.dir, engine.IDToFilename(t.id)))
@@ -179,15 +240,21 @@ func (f *engineFileSet) checkTable(t tableFile, k *keys, rows *sealer) (commit u
 }
 
 // lostTable finds a table that the MANIFEST does not name although it holds what is nowhere else. The engine would delete it.
-// Tables that a crash left unfinished repeat what lies in the log or in the tables they were made from.
+// Tables that a crash left unfinished repeat what lies in the log or in the tables they were made from. Tables that the
+// MANIFEST took back, and a crash left behind, hold what was deleted since, and the marks of that.
 func (f *engineFileSet) lostTable() (string, error) {
 	names, err := engineFiles(filepath.Dir(f.dir), ".sst")
 	if err != nil {
 		return "", err
 	}
+	manifest, err := os.ReadFile(filepath.Join(f.dir, badger.ManifestFilename))
+	if err != nil {
+		return "", err
+	}
+	gone := takenBack(manifest)
 	orphans := slices.DeleteFunc(names, func(name string) bool {
 		id, ok := tableID(name)
-		return !ok || slices.ContainsFunc(f.live, func(t tableFile) bool { return t.id == id })
+		return !ok || gone[id] || slices.ContainsFunc(f.live, func(t tableFile) bool { return t.id == id })
 	})
 	if len(orphans) == 0 {
 		return "", nil
