@@ -82,7 +82,10 @@ func (c *campaign) run(ctx context.Context) error {
 	if err := n.birth(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(c.up(ctx, c.homes...), c.meet(ctx)); err != nil {
+	if err := c.up(ctx, c.homes...); err != nil {
+		return err
+	}
+	if err := c.meet(ctx); err != nil {
 		return err
 	}
 	reading, stop := context.WithCancel(ctx)

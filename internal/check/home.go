@@ -16,6 +16,7 @@ import (
 	"sotto/internal/clock"
 	"sotto/messenger"
 	"sotto/store"
+	"sotto/wire"
 )
 
 // home is one person: a directory and, most of the time, a node that runs on it. Only the killer starts and ends the node;
@@ -283,20 +284,30 @@ func (h *home) dump(ctx context.Context) (Dump, error) {
 			return err
 		}
 		for _, c := range contacts {
-			list, err := m.Messages(ctx, c.Name, messenger.MessagesQuery{Limit: 1 << 30, Peek: true})
-			if err != nil {
+			if d.Talks[c.Name], err = talk(s, c.Conv); err != nil {
 				return err
 			}
-			rows := make([]Row, len(list))
-			for i, msg := range list {
-				rows[i] = Row{ID: msg.ID.String(), Sum: Sum(msg.Text), Text: head(msg.Text), Mine: msg.From.Me, State: msg.State, Why: msg.Why, Missing: msg.Missing}
-			}
-			d.Talks[c.Name] = rows
 		}
 		_, d.Last, err = m.EventRange(ctx)
 		return err
 	})
 	return d, err
+}
+
+// talk reads a whole conversation. At the end nothing may be held back any more.
+func talk(s *store.Store, conv wire.ConvID) (rows []Row, err error) {
+	err = s.View(func(tx *store.Tx) error {
+		list, err := tx.Messages(conv, store.MessagesQuery{})
+		for _, msg := range list {
+			row := Row{ID: wire.MsgID(msg.ID).String(), Sum: Sum(msg.Text), Text: head(msg.Text), Mine: msg.Out, State: msg.State, Why: msg.Why, Missing: msg.Gap}
+			if msg.Held {
+				row.Why = "held back because others are missing"
+			}
+			rows = append(rows, row)
+		}
+		return err
+	})
+	return rows, err
 }
 
 // life tells what a stopped node knows of a message.

@@ -97,6 +97,8 @@ func (w *world) meet(ctx context.Context) error {
 }
 
 func introduce(ctx context.Context, a, b *home) error {
+	ctx, cancel := context.WithTimeout(ctx, meetWithin)
+	defer cancel()
 	var invite control.Invite
 	err := a.do(ctx, func(ctx context.Context, c *control.Client) (err error) {
 		invite, err = c.Invite(ctx, control.InviteParams{})
@@ -120,10 +122,11 @@ func introduce(ctx context.Context, a, b *home) error {
 	return nil
 }
 
+// meetWithin is how long two people may take to become contacts.
+const meetWithin = time.Minute
+
 // knows waits until a contact is established.
 func (h *home) knows(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
 	for {
 		var now control.Contact
 		err := h.do(ctx, func(ctx context.Context, c *control.Client) (err error) {
