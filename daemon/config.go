@@ -108,6 +108,9 @@ func LoadConfig(path string) (Config, error) {
 	if err != nil {
 		return cfg, fmt.Errorf("read config: %w", err)
 	}
+	if !info.Mode().IsRegular() {
+		return cfg, configError(path, "Put a file in its place, or take it away.", "it is not a plain file")
+	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o022 != 0 {
 		return cfg, configError(path, "Run chmod go-w on it.", "others may change it (mode %04o)", info.Mode().Perm())
 	}

@@ -85,6 +85,10 @@ func openKeys(opt Options) (*identity.KeyFile, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return keys, lockedError(path, err)
 	}
+	if entries, err := os.ReadDir(opt.Home.Store()); err == nil && len(entries) > 0 {
+		return nil, control.Errorf(control.ExitFailed, "key_file_missing", "Put it back from a backup; a new identity could not open what is stored here. For a new one choose another home with --home.",
+			"the key file %s is missing, but the store it opens is there", path)
+	}
 	if opt.Create == nil {
 		return nil, ErrNoIdentity
 	}

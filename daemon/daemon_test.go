@@ -125,6 +125,29 @@ func TestAHomeWithoutAnIdentitySaysHowToMakeOne(t *testing.T) {
 	}
 }
 
+func TestAStoreWhoseKeyFileIsMissingGetsNoNewIdentity(t *testing.T) {
+	h, cfg := home(t)
+	first := &daemon.Create{Name: "Alice", Lock: identity.Unencrypted()}
+	_, end := run(t, h, cfg, daemon.Options{Create: first})
+	if err := end(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(h.KeyFile(), h.KeyFile()+".away"); err != nil {
+		t.Fatal(err)
+	}
+	err := daemon.Run(t.Context(), cfg, daemon.Options{Home: h, Create: first, Offline: true, Log: slog.New(slog.DiscardHandler)})
+	if !errors.Is(err, &control.Error{Code: "key_file_missing"}) || h.Exists() {
+		t.Fatalf("got %v; key file there: %v", err, h.Exists())
+	}
+	if err := os.Rename(h.KeyFile()+".away", h.KeyFile()); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := run(t, h, cfg, daemon.Options{})
+	if st, err := c.Status(t.Context()); err != nil || st.Name != "Alice" {
+		t.Errorf("with the key file back: %+v, %v", st, err)
+	}
+}
+
 func TestAFirstRunCutShortIsFinishedByTheNext(t *testing.T) {
 	h, cfg := home(t)
 	seed, err := identity.NewSeed(zeros{})

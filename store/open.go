@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -47,6 +48,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return s, s.openInMemory()
 	}
 	if err := ownDirectory(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if err := plainFiles(cfg.Dir); err != nil {
 		return nil, err
 	}
 	if _, _, err := readSentinel(cfg); errors.Is(err, ErrNewerFormat) {
@@ -99,6 +103,24 @@ func ownDirectory(dir string) error {
 		if err := os.Chmod(dir, 0o700); err != nil {
 			return fmt.Errorf("store: close directory to others: %w", err)
 		}
+	}
+	return nil
+}
+
+// plainFiles refuses a directory that holds anything but files and directories: a link would have us overwrite what it
+// points to, and a pipe would have us wait for ever.
+func plainFiles(dir string) error {
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if !d.IsDir() && !d.Type().IsRegular() {
+			return fmt.Errorf("%s is not a plain file: move it away, or put the file it stands for in its place", path)
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("store: look at the files: %w", err)
 	}
 	return nil
 }
