@@ -252,6 +252,9 @@ func (n *Node) fetchNeighbours(ctx context.Context, name [32]byte) ([]byte, erro
 	}
 }
 
+// greetings is how many announced neighbours are dialled at a time.
+const greetings = 8
+
 // dialTurn is how long the greater id leaves it to the smaller one to dial.
 const dialTurn = 300 * time.Millisecond
 
@@ -319,6 +322,12 @@ func (n *Node) neighbourFound(ctx context.Context, info peer.AddrInfo) {
 	}
 	n.mu.Unlock()
 	if n.front.ID() < info.ID && !connected(n.front.Network(), info.ID) {
+		select {
+		case n.greeting <- struct{}{}:
+			defer func() { <-n.greeting }()
+		default:
+			return // announcements cost their sender nothing; who is real is dialled once something is looked for
+		}
 		ctx, cancel := context.WithTimeout(ctx, n.limits.DialTimeout)
 		defer cancel()
 		if err := n.front.Connect(ctx, info); err != nil {

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"testing"
 	"time"
@@ -224,4 +225,22 @@ func TestClosingANodeThatNeverRanIsClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantErr(t, n.Send(context.Background(), n.Reach(), numbered(1), nil), wire.ErrUnreachable)
+}
+
+func TestIdleConnectionsAreClosedBeforeNewOnesAreRefused(t *testing.T) {
+	resources, err := userResources(protocolsOf(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resources.Close() }()
+	for i := range connsHigh + 1 {
+		from := ma.StringCast(fmt.Sprintf("/ip4/203.0.113.%d/udp/1/quic-v1", i))
+		conn, err := resources.OpenConnection(network.DirInbound, false, from)
+		if err == nil {
+			err = conn.SetPeer(peer.ID(fmt.Sprintf("stranger %d", i))) // the handshake is over
+		}
+		if err != nil {
+			t.Fatalf("connection %d: %v", i+1, err)
+		}
+	}
 }

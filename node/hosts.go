@@ -47,6 +47,10 @@ func commonOptions(sk ed25519.PrivateKey, proto protocols, dial time.Duration, a
 	return opts, nil
 }
 
+// Above connsHigh connections the idlest are closed until connsLow are left. It must be below what userResources lets in:
+// else strangers who connect and say nothing would keep everybody else out for good.
+const connsLow, connsHigh = 32, 64
+
 // newHost makes one of a person's hosts. A stored port that someone else took meanwhile gives way to a new one.
 func (n *Node) newHost(role Role, sk ed25519.PrivateKey, port int) (host.Host, int, error) {
 	var err error
@@ -86,7 +90,7 @@ func (n *Node) userOptions(role Role, sk ed25519.PrivateKey, port int) ([]libp2p
 	if err != nil {
 		return nil, err
 	}
-	conns, err := connmgr.NewConnManager(32, 96, connmgr.WithGracePeriod(30*time.Second))
+	conns, err := connmgr.NewConnManager(connsLow, connsHigh, connmgr.WithGracePeriod(30*time.Second))
 	if err != nil {
 		return nil, err
 	}

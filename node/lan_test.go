@@ -3,11 +3,14 @@ package node
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"sotto/wire"
 )
@@ -82,5 +85,24 @@ func TestNeighboursRememberedAreFew(t *testing.T) {
 	}
 	if list, _ := p.lan(); len(list) > 2 {
 		t.Fatalf("%d neighbours remembered", len(list))
+	}
+}
+
+func TestANeighbourWhoAnnouncesThousandsMakesFewDials(t *testing.T) {
+	p := start(t, func(c *Config, _ *person) { c.Limits.Neighbours = 4096 })
+	ctx, cancel := context.WithCancel(t.Context())
+	for range greetings {
+		p.greeting <- struct{}{} // dials that wait for an answer
+	}
+	for range 2000 { // each comes back at once: nothing is dialled and nothing waits
+		id, err := peerOf([32]byte(newKey(t).Public().(ed25519.PublicKey)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.neighbourFound(ctx, peer.AddrInfo{ID: id, Addrs: []ma.Multiaddr{ma.StringCast("/ip4/127.0.0.1/tcp/1")}})
+	}
+	cancel()
+	if list, _ := p.lan(); len(list) != 2000 || len(p.front.Network().Peers()) != 0 {
+		t.Errorf("%d neighbours, %d connections", len(list), len(p.front.Network().Peers()))
 	}
 }

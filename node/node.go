@@ -44,6 +44,7 @@ type Node struct {
 	counts               counters
 	puts, gets           *rateLimit
 	opening              chan struct{} // one knocked envelope is opened at a time
+	greeting             chan struct{} // a slot for each neighbour being dialled because it was announced
 	knocking             chan struct{} // a slot for each knock being read
 	news                 *news
 	bootWake             chan struct{} // look after DHT servers now
@@ -84,7 +85,7 @@ func New(cfg Config, h Handlers) (*Node, error) {
 		puts:     newRateLimit(l.KnockRate, l.KnockBurst, l.Prefixes),
 		gets:     newRateLimit(l.GetRate, l.GetBurst, l.Prefixes),
 		opening:  make(chan struct{}, 1),
-		knocking: make(chan struct{}, l.KnockStreams),
+		knocking: make(chan struct{}, l.KnockStreams), greeting: make(chan struct{}, greetings),
 		news:     newNews(),
 		contacts: map[peer.ID]*contact{}, neighbours: map[peer.ID]*neighbour{},
 		changed: make(chan struct{}), lanNews: make(chan struct{}), room: make(chan struct{}),
