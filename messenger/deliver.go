@@ -56,22 +56,28 @@ func (m *Messenger) deliver(ctx context.Context, net Network, acct identity.Acco
 		reach = wire.Reach{}
 	}
 	met := d.contact.State == ContactEstablished
-	if met {
-		d.direct(ctx, reach)
-	}
+	d.reachOut(ctx, reach, met)
 	if d.open() {
-		if newer, ok := m.locate(ctx, net, d.contact); ok && newer.Seq > reach.Seq {
+		newer, ok := m.locate(ctx, net, d.contact)
+		if moved := ok && newer.Seq > reach.Seq; moved {
 			reach = newer
-			if met {
-				d.direct(ctx, reach)
-			}
+			d.reachOut(ctx, reach, met)
 		}
 	}
-	if d.open() {
+	if met && d.open() {
 		d.knock(ctx, reach)
 	}
 	d.complete = len(d.left) == 0
 	return d.result
+}
+
+// reachOut tries the way that fits: contacts directly; whoever does not know us yet lets nobody in but at the front door.
+func (d *delivery) reachOut(ctx context.Context, reach wire.Reach, met bool) {
+	if met {
+		d.direct(ctx, reach)
+	} else {
+		d.knock(ctx, reach)
+	}
 }
 
 // open reports whether something is left that another way might deliver.
@@ -377,6 +383,8 @@ func (m *Messenger) locate(ctx context.Context, net Network, c store.Contact) (w
 	}
 	reader := record.Reader{A: c.RecordKey, S: record.Secret(secret)}
 	today := record.Epoch(reader.S, m.now())
+	ctx, cancel := context.WithTimeout(ctx, findTimeout) // in all: a DHT that does not answer holds up the front door
+	defer cancel()
 	for _, epoch := range []uint64{today, today + 1, today - 1} {
 		reach, signed, err := m.findReach(ctx, net, reader, epoch, c)
 		if err != nil {
@@ -399,7 +407,7 @@ func (m *Messenger) findReach(ctx context.Context, net Network, reader record.Re
 	if err != nil {
 		return wire.Reach{}, nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, findTimeout)
+	ctx, cancel := context.WithTimeout(ctx, findTimeout/2)
 	defer cancel()
 	value, err := net.Find(ctx, name)
 	if err != nil {
