@@ -10,6 +10,29 @@ import (
 	"sotto/wire"
 )
 
+func TestMessagesWrittenAtOneMomentAreAllOnThePages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net, mallory, bob := pair(t)
+		net.Cut(mallory.port, bob.port, true) // neither knows what the other writes
+		for range 100 {
+			mallory.send("bob", "hers")
+			bob.send("mallory", "his")
+			settle(time.Second)
+		}
+		net.Cut(mallory.port, bob.port, false)
+		settle(10 * time.Minute)
+		mallory.send("bob", "one more") // so that a page ends between two of one moment
+		settle(time.Minute)
+		for _, p := range []*person{mallory, bob} {
+			with := map[*person]string{mallory: "bob", bob: "mallory"}[p]
+			page, err := p.m.Messages(t.Context(), with, messenger.MessagesQuery{Limit: 1000, Peek: true})
+			if err != nil || len(page) != 201 {
+				t.Errorf("%s sees %d messages, %v", p.name, len(page), err)
+			}
+		}
+	})
+}
+
 func TestContactWhoFillsTheHistoryDoesNotFillTheMemoryOfWhoReadsIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, mallory, bob := pair(t)

@@ -87,10 +87,11 @@ func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) 
 // page collects shown rows, the newest, up to maxPage; held ones are passed over.
 func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) ([]Message, error) {
 	var out []Message
-	before, size := uint64(0), 0
+	var oldest store.Message
+	size := 0
 	for len(out) < limit && size < maxPage {
 		some := min(limit, 32)
-		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: before, Since: since})
+		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: oldest.Order, BeforeSeq: oldest.Seq, Since: since})
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +104,7 @@ func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Ti
 		if len(rows) < some {
 			break
 		}
-		before = rows[0].Order
+		oldest = rows[0]
 	}
 	slices.Reverse(out)
 	return out, nil

@@ -601,7 +601,9 @@ func TestATableThatAKillLeftBehindAfterItsCompactionIsNoDamage(t *testing.T) {
 	cfg := testConfig(t)
 	s := open(t, cfg)
 	putMessages(t, s, id16(1), 1, 100)
-	update(t, s, func(tx *Tx) error { return tx.PutOutgoing(&Outgoing{Account: id32(1), MsgID: id16(1), Item: []byte{1}}) })
+	update(t, s, func(tx *Tx) error {
+		return tx.PutOutgoing(&Outgoing{Account: id32(1), MsgID: id16(1), Item: []byte{1}})
+	})
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -281,10 +281,11 @@ func (tx *Tx) messagesAt(places []place) ([]Message, error) {
 
 // MessagesQuery chooses rows of a conversation.
 type MessagesQuery struct {
-	Limit  int       // at most so many, 0 is all
-	Before uint64    // only rows with a smaller Order, 0 is no bound
-	After  uint64    // only rows with a greater Order; with After the oldest rows win the limit, without it the newest
-	Since  time.Time // only rows taken at or after this moment
+	Limit     int       // at most so many, 0 is all
+	Before    uint64    // only rows with a smaller Order, 0 is no bound
+	BeforeSeq uint64    // with Before: and those of that Order with a smaller Seq; two authors may write at one moment
+	After     uint64    // only rows with a greater Order; with After the oldest rows win the limit, without it the newest
+	Since     time.Time // only rows taken at or after this moment
 }
 
 // staleRun is how many rows in a row must be older than Since before a search for newer ones ends: rows are ordered by the
@@ -300,13 +301,13 @@ func (tx *Tx) Messages(conv [16]byte, q MessagesQuery) ([]Message, error) {
 	case q.After > 0:
 		sc.from = key(tOrder, conv[:], u64(q.After+1))
 	case q.Before > 0:
-		sc.from = key(tOrder, conv[:], u64(q.Before))
+		sc.from = key(tOrder, conv[:], u64(q.Before), u64(q.BeforeSeq))
 	}
 	var list []Message
 	stale := 0
 	err := tx.iterate(sc, func(k, _ []byte) (bool, error) {
 		order, seq := binary.BigEndian.Uint64(k[17:]), binary.BigEndian.Uint64(k[25:])
-		if q.Before > 0 && order >= q.Before {
+		if q.Before > 0 && (order > q.Before || order == q.Before && seq >= q.BeforeSeq) {
 			return sc.reverse, nil
 		}
 		m, err := tx.messageAt(place{conv, seq})

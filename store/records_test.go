@@ -389,3 +389,37 @@ func TestEventsAreNumberedAndResumeFromACursor(t *testing.T) {
 	})
 	update(t, s, func(tx *Tx) error { return tx.DeleteCursor("bot") })
 }
+
+func TestPagesOfRowsThatWereWrittenAtOneMomentMissNone(t *testing.T) {
+	s := open(t, testConfig(t))
+	conv := id16(1)
+	update(t, s, func(tx *Tx) error {
+		for i := range 30 {
+			m := testMessage(conv, i+1)
+			m.Order = uint64(1 + i/3)
+			if err := tx.PutMessage(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	view(t, s, func(tx *Tx) error {
+		seen, oldest := map[[16]byte]bool{}, Message{}
+		for {
+			page, err := tx.Messages(conv, MessagesQuery{Limit: 4, Before: oldest.Order, BeforeSeq: oldest.Seq})
+			if err != nil || len(page) == 0 {
+				if len(seen) != 30 {
+					t.Errorf("%d of 30 rows are on the pages", len(seen))
+				}
+				return err
+			}
+			for _, m := range page {
+				if seen[m.ID] {
+					t.Errorf("row %d is on two pages", m.Seq)
+				}
+				seen[m.ID] = true
+			}
+			oldest = page[0]
+		}
+	})
+}
