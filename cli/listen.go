@@ -162,7 +162,8 @@ func (a *app) listen(ctx context.Context, l *link, p *listening, fn func(control
 
 // over says that nothing came, if that is why listening ended.
 func (p *listening) over(hearing context.Context, err error) error {
-	if !errors.Is(context.Cause(hearing), errNothingCame) {
+	early := p.limit > 0 && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, &control.Error{Code: "timeout"})) // a socket's deadline may strike before its context's
+	if !early && !errors.Is(context.Cause(hearing), errNothingCame) {
 		return err
 	}
 	return control.Errorf(control.ExitNotInTime, "nothing_came", "Wait longer with --timeout, or look at: sotto inbox", "no such message came in %s", p.limit)

@@ -127,8 +127,8 @@ type limited struct {
 }
 
 func limit(l net.Listener, most int) net.Listener {
-	ctx, end := context.WithCancel(context.Background())
-	return &limited{Listener: l, slots: make(chan struct{}, most), end: end, ended: ctx.Done()}
+	ended := make(chan struct{})
+	return &limited{Listener: l, slots: make(chan struct{}, most), end: sync.OnceFunc(func() { close(ended) }), ended: ended}
 }
 
 // Accept waits for a slot, then for a connection.
