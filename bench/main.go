@@ -63,6 +63,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, "bench:", err)
 			os.Exit(1)
 		}
+		os.Exit(0) // what comes after listening is not measured
 	}
 	if *profile != "" {
 		f, err := os.Create(*profile)

@@ -31,7 +31,7 @@ func OpenLog(h Home, level slog.Level, also io.Writer) (*slog.Logger, io.Closer,
 	}
 	var h2 slog.Handler = slog.NewTextHandler(f, &slog.HandlerOptions{Level: level})
 	if also != nil {
-		h2 = both{h2, tint.NewHandler(also, &tint.Options{Level: min(level, slog.LevelDebug), NoColor: true})}
+		h2 = both{h2, tint.NewTextHandler(also, &tint.Options{Level: min(level, slog.LevelDebug), NoColor: true})}
 	}
 	return slog.New(h2), f, nil
 }
