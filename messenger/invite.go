@@ -319,6 +319,7 @@ func (m *Messenger) viewInvite(row store.Invite) Invite {
 
 // RevokeInvite takes an invite back; the id may be shortened.
 func (m *Messenger) RevokeInvite(ctx context.Context, id string) error {
+	var revoked [16]byte
 	err := m.update(ctx, func(tx *store.Tx) error {
 		rows, err := tx.Invites()
 		if err != nil {
@@ -335,6 +336,7 @@ func (m *Messenger) RevokeInvite(ctx context.Context, id string) error {
 			return refuse(CodeAmbiguous, "Type more of it: sotto invite list", "%q fits several invites", id)
 		}
 		row := rows[0]
+		revoked = row.ID
 		row.Revoked, row.State, row.Published = true, InviteRevoked, time.Time{}
 		if row.OneTimeID != 0 {
 			if err := tx.DeleteSecret(keyName(oneTimePrekeys, row.OneTimeID)); err != nil {
@@ -347,8 +349,16 @@ func (m *Messenger) RevokeInvite(ctx context.Context, id string) error {
 		_, err = m.announce(tx, EventInvite, event{Invite: row.ID})
 		return err
 	})
-	if err == nil {
-		poke(m.moved)
+	if err != nil {
+		return err
 	}
-	return err
+	if net, ok := m.network(); ok { // whoever follows the link from now on is to be told
+		ctx, cancel := context.WithTimeout(ctx, publishWait)
+		defer cancel()
+		if err := m.publishInvite(ctx, net, revoked); err == nil {
+			return nil
+		}
+	}
+	poke(m.moved)
+	return nil
 }
