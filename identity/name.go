@@ -39,7 +39,7 @@ func CleanName(s string) string {
 		}
 		out.WriteRune(r)
 	}
-	return strings.TrimRight(cutUTF8(strings.TrimLeft(strings.Join(strings.Fields(out.String()), " "), "- "), MaxName), " ")
+	return strings.TrimRight(cutUTF8(strings.TrimLeft(strings.Join(strings.Fields(norm.NFC.String(out.String())), " "), "- "), MaxName), " ")
 }
 
 // cutUTF8 cuts to at most n bytes without splitting a character.

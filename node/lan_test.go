@@ -54,10 +54,17 @@ func TestTwoNeighboursMakeOneConnectionAndMeetWithoutTheInternet(t *testing.T) {
 
 func TestALookupWaitsForANeighbourThatIsJustAppearing(t *testing.T) {
 	p := start(t, nil)
-	q := start(t, nil)
+	q, err := New(Config{NodeKey: newKey(t), Listen: loopback, AllowPrivate: true, MDNS: true}, Handlers{}) // never run, so nothing announces
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := q.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	name, value := inviteRecord(t, "hello", uint64(time.Now().Unix()))
 	p.bundles[name] = value
-	q.cfg.MDNS = true // as if it were listening; nothing announces in this test
 	done := make(chan error, 1)
 	ctx := within(t, 20*time.Second)
 	go func() {
@@ -67,7 +74,7 @@ func TestALookupWaitsForANeighbourThatIsJustAppearing(t *testing.T) {
 		}
 		done <- err
 	}()
-	hear(ctx, p.Node, q.Node)
+	hear(ctx, p.Node, q)
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
