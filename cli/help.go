@@ -80,7 +80,7 @@ What you write is encrypted on your computer and can be opened only on the other
 
 What others can see:
   your contacts     that you are there, when they are connected to you, and your network address, unless network.relay_only is set
-  volunteers        your network address and when you are online; not whom you talk to, not what you say
+  volunteers        your network address and when you are online; which addresses put and ask for records; a relay sees which nodes talk; never what you say
   the network       that this computer speaks the protocol, with which addresses, how much and when
   whoever has your unlocked computer: everything
 

@@ -45,7 +45,7 @@ func NewDevice(r io.Reader) (*Device, error) {
 	return ParseDevice(append([]byte{deviceVersion}, b...))
 }
 
-// MarshalSecret writes the device's secrets for the vault (PROTOCOL A.2).
+// MarshalSecret writes the device's secrets for the vault (PROTOCOL A.8).
 func (d *Device) MarshalSecret() []byte {
 	var w canon.Writer
 	w.U8(deviceVersion).Raw(d.id[:]).Raw(d.sign.Seed()).Raw(d.identity.Bytes()).Raw(d.node.Seed())

@@ -48,7 +48,7 @@ type keySecrets struct {
 	root [32]byte
 }
 
-// Key file layout (PROTOCOL A.1).
+// Key file layout (PROTOCOL A.7).
 const (
 	keyMagic      = "sottokey"
 	keyVersion    = 1

@@ -43,7 +43,7 @@ func newPrekey(id uint32, x, seed []byte) (*PrekeySecret, error) {
 	return p, nil
 }
 
-// MarshalSecret writes the private halves for the vault (PROTOCOL A.2).
+// MarshalSecret writes the private halves for the vault (PROTOCOL A.8).
 func (p *PrekeySecret) MarshalSecret() []byte {
 	var w canon.Writer
 	return w.U8(prekeyVersion).U32(p.ID).Raw(p.x.Bytes()).Raw(p.kem.Bytes()).Bytes()
@@ -142,7 +142,7 @@ func newSealKey(id uint32, seed []byte) (*SealSecret, error) {
 	return &SealSecret{ID: id, key: key}, nil
 }
 
-// MarshalSecret writes the private half for the vault (PROTOCOL A.2).
+// MarshalSecret writes the private half for the vault (PROTOCOL A.8).
 func (s *SealSecret) MarshalSecret() []byte {
 	seed, err := s.key.Bytes()
 	if err != nil {

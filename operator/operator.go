@@ -90,7 +90,7 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "sotto-mailbox",
 		Short:         "Help people on sotto find and reach each other",
-		Long:          "sotto-mailbox runs a volunteer: a bootstrap and DHT server, a relay, and a check of reachability.\nIt sees addresses, sizes and times. It cannot see who writes to whom, or what.",
+		Long:          "sotto-mailbox runs a volunteer: a bootstrap and DHT server, a relay, and a check of reachability.\nIt sees addresses, sizes and times, and when it relays which nodes talk. It cannot see who they are, or what they say.",
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}

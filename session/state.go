@@ -7,7 +7,7 @@ import (
 	"sotto/internal/canon"
 )
 
-// stateVersion is the format of Marshal's bytes. They never leave the device (PROTOCOL A.4).
+// stateVersion is the format of Marshal's bytes. They never leave the device (PROTOCOL A.9).
 const stateVersion uint8 = 1
 
 // ErrNewerState means that a newer program wrote the stored session.

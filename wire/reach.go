@@ -6,7 +6,7 @@ import (
 	"sotto/internal/canon"
 )
 
-// Limits of a reach (PROTOCOL 6.4): it must fit a record of 1153 bytes beside its signature.
+// Limits of a reach (PROTOCOL 11.4): it must fit a record of 1153 bytes beside its signature.
 const (
 	MaxReach     = 800
 	MaxAddrs     = 8
