@@ -96,7 +96,11 @@ func (d *delivery) direct(ctx context.Context, reach wire.Reach) {
 	answers := make(chan answered, len(batch))
 	settled := make(chan struct{})
 	go func() { defer close(settled); d.settleAll(answers, batch) }()
-	err := d.net.Send(ctx, reach, items, func(i int, a wire.Answer) { answers <- answered{i, a} })
+	err := d.net.Send(ctx, reach, items, func(i int, a wire.Answer) {
+		if i >= 0 && i < len(batch) {
+			answers <- answered{i, a}
+		}
+	})
 	close(answers)
 	<-settled
 	if err != nil && ctx.Err() == nil {
@@ -110,16 +114,23 @@ type answered struct {
 	a wire.Answer
 }
 
-// settleAll commits answers as they come, as many at once as are there.
+// settleRows and settleBytes bound what one transaction settles: each answer rewrites its message's row, and the store
+// takes about a mebibyte at once.
+const (
+	settleRows  = 1000
+	settleBytes = 256 << 10
+)
+
+// settleAll commits answers as they come, as many at once as are there and fit.
 func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
 	gone := make([]bool, len(batch))
 	for first := range answers {
-		group := []answered{first}
-		for more := true; more; {
+		group, size := []answered{first}, len(batch[first.i].Item)
+		for more := true; more && len(group) < settleRows && size < settleBytes; {
 			select {
 			case next, ok := <-answers:
 				if more = ok; ok {
-					group = append(group, next)
+					group, size = append(group, next), size+len(batch[next.i].Item)
 				}
 			default:
 				more = false
@@ -144,9 +155,6 @@ func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
 // settle applies answers. It must bear being run twice.
 func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing, gone []bool, how string) error {
 	for _, g := range group {
-		if g.i < 0 || g.i >= len(batch) {
-			continue
-		}
 		out := batch[g.i]
 		done := true
 		var err error

@@ -286,15 +286,15 @@ func (m *Messenger) Run(ctx context.Context, net Network) error {
 		m.net = nil
 		m.mu.Unlock()
 	}()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return m.runOutbox(ctx, net) })
-	g.Go(func() error { return m.runPublish(ctx, net) })
-	g.Go(func() error { return m.runUpkeep(ctx) })
-	g.Go(func() error { return m.runGaps(ctx) })
-	g.Go(func() error { return m.runAdds(ctx, net) })
-	g.Go(func() error { return m.greet(ctx, net) })
+	g, work := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.runOutbox(work, net) })
+	g.Go(func() error { return m.runPublish(work, net) })
+	g.Go(func() error { return m.runUpkeep(work) })
+	g.Go(func() error { return m.runGaps(work) })
+	g.Go(func() error { return m.runAdds(work, net) })
+	g.Go(func() error { return m.greet(work, net) })
 	err := g.Wait()
-	if ctx.Err() != nil {
+	if ctx.Err() != nil { // asked to end; work is over in any case by now
 		return nil
 	}
 	return err

@@ -51,7 +51,7 @@ type Node struct {
 	learnWake            chan struct{} // ask volunteers now
 	checkWake            chan struct{} // check every connection now
 	connWake             chan struct{} // a contact connected
-	tasks                tasks
+	tasks                *tasks
 	close                sync.Once
 	closeErr             error
 
@@ -65,7 +65,8 @@ type Node struct {
 	online     bool          // at least one DHT server answers
 }
 
-// New makes both hosts, which listen when it returns; nothing is served or dialled before Run.
+// New makes both hosts, which listen when it returns. Their doors are there from the first moment, so that whoever connects
+// early is not told that this node speaks none of its protocols; they open, and something is dialled, when Run begins.
 func New(cfg Config, h Handlers) (*Node, error) {
 	if len(cfg.NodeKey) != ed25519.PrivateKeySize {
 		return nil, fmt.Errorf("start node: node key of %d bytes, want %d", len(cfg.NodeKey), ed25519.PrivateKeySize)
@@ -87,6 +88,7 @@ func New(cfg Config, h Handlers) (*Node, error) {
 		opening:  make(chan struct{}, 1),
 		knocking: make(chan struct{}, l.KnockStreams), greeting: make(chan struct{}, greetings),
 		news:     newNews(),
+		tasks:    newTasks(),
 		contacts: map[peer.ID]*contact{}, neighbours: map[peer.ID]*neighbour{},
 		changed: make(chan struct{}), lanNews: make(chan struct{}), room: make(chan struct{}),
 		bootWake: make(chan struct{}, 1), learnWake: make(chan struct{}, 1), checkWake: make(chan struct{}, 1), connWake: make(chan struct{}, 1),
@@ -100,6 +102,7 @@ func New(cfg Config, h Handlers) (*Node, error) {
 	if err := n.makeHosts(); err != nil {
 		return nil, errors.Join(err, n.Close())
 	}
+	n.serve()
 	return n, nil
 }
 
@@ -127,7 +130,7 @@ func (n *Node) makeHosts() error {
 func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	n.serve(ctx)
+	n.tasks.open()
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context){
 		n.tellNews, n.keepBootstrapped, n.superviseConns, n.watchHosts, n.watchInterfaces, n.learnVolunteers, n.keepMDNS,
@@ -140,23 +143,11 @@ func (n *Node) Run(ctx context.Context) error {
 	return err
 }
 
-// serve opens the doors; ctx is what handlers are given.
-func (n *Node) serve(ctx context.Context) {
-	n.handle(n.front, n.proto.knock, func(s network.Stream) { n.serveKnock(ctx, s) })
-	n.handle(n.inner, n.proto.direct, func(s network.Stream) { n.serveDirect(ctx, s) })
-	n.handle(n.inner, n.proto.ping, func(s network.Stream) { servePing(s, &n.counts) })
-}
-
-// handle registers a stream handler that Close waits for.
-func (n *Node) handle(h host.Host, id protocolID, serve func(network.Stream)) {
-	h.SetStreamHandler(id, func(s network.Stream) {
-		if !n.tasks.start() {
-			_ = s.Reset()
-			return
-		}
-		defer n.tasks.done()
-		serve(s)
-	})
+// serve puts up the doors.
+func (n *Node) serve() {
+	n.tasks.handle(n.front, n.proto.knock, n.serveKnock)
+	n.tasks.handle(n.inner, n.proto.direct, n.serveDirect)
+	n.tasks.handle(n.inner, n.proto.ping, func(_ context.Context, s network.Stream) { servePing(s, &n.counts) })
 }
 
 // Close shuts both hosts and waits for what runs on their behalf. Run calls it; a node that never ran needs it.
@@ -189,10 +180,39 @@ func closer[T interface {
 
 // tasks counts the goroutines that work for a node outside Run's own loops: stream handlers, stream readers.
 type tasks struct {
+	opened chan struct{} // closed when Run begins
+	once   sync.Once
+
 	mu      sync.Mutex
 	stopped bool
+	onStop  []func()
 	wg      sync.WaitGroup
 }
+
+func newTasks() *tasks { return &tasks{opened: make(chan struct{})} }
+
+// handle registers a stream handler that waits for open and that wait waits for; its context ends with stop.
+func (t *tasks) handle(h host.Host, id protocolID, serve func(context.Context, network.Stream)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t.mu.Lock()
+	t.onStop = append(t.onStop, cancel)
+	t.mu.Unlock()
+	h.SetStreamHandler(id, func(s network.Stream) {
+		if !t.start() {
+			_ = s.Reset()
+			return
+		}
+		defer t.done()
+		select {
+		case <-t.opened:
+			serve(ctx, s)
+		case <-ctx.Done():
+			_ = s.Reset()
+		}
+	})
+}
+
+func (t *tasks) open() { t.once.Do(func() { close(t.opened) }) }
 
 func (t *tasks) start() bool {
 	t.mu.Lock()
@@ -208,8 +228,11 @@ func (t *tasks) done() { t.wg.Done() }
 
 func (t *tasks) stop() {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.stopped = true
-	t.mu.Unlock()
+	for _, end := range t.onStop {
+		end()
+	}
 }
 
 func (t *tasks) wait() { t.wg.Wait() }

@@ -74,7 +74,7 @@ type Volunteer struct {
 	capped       *cappedStore
 	known        *directory
 	counts       counters
-	tasks        tasks
+	tasks        *tasks
 	close        sync.Once
 	closeErr     error
 
@@ -111,13 +111,17 @@ func NewVolunteer(cfg VolunteerConfig) (*Volunteer, error) {
 	cfg.DHTPort = cmp.Or(cfg.DHTPort, 4002)
 	v := &Volunteer{
 		cfg: cfg, proto: protocolsOf(cfg.Network), clock: cfg.Clock, log: cfg.Log,
-		known: newDirectory(maxListed, cfg.AllowPrivate), others: map[peer.ID]heard{},
+		known: newDirectory(maxListed, cfg.AllowPrivate), others: map[peer.ID]heard{}, tasks: newTasks(),
 	}
 	if err := v.known.configure(cfg.Peers, nil); err != nil {
 		return nil, err
 	}
 	if err := v.start(); err != nil {
 		return nil, errors.Join(err, v.Close())
+	}
+	for _, h := range []host.Host{v.service, v.dht} { // they open with Run
+		v.tasks.handle(h, v.proto.volunteers, func(_ context.Context, s network.Stream) { serveList(s, &v.counts, v.list) })
+		v.tasks.handle(h, v.proto.ping, func(_ context.Context, s network.Stream) { servePing(s, &v.counts) })
 	}
 	return v, nil
 }
@@ -287,10 +291,7 @@ func p2pAddrs(h host.Host) []string {
 func (v *Volunteer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for _, h := range []host.Host{v.service, v.dht} {
-		v.handle(h, v.proto.volunteers, func(s network.Stream) { serveList(s, &v.counts, v.list) })
-		v.handle(h, v.proto.ping, func(s network.Stream) { servePing(s, &v.counts) })
-	}
+	v.tasks.open()
 	var wg sync.WaitGroup
 	wg.Go(func() { v.keepPeers(ctx) })
 	if v.cfg.MDNS {
@@ -304,17 +305,6 @@ func (v *Volunteer) Run(ctx context.Context) error {
 	err := v.Close()
 	wg.Wait()
 	return err
-}
-
-func (v *Volunteer) handle(h host.Host, id protocolID, serve func(network.Stream)) {
-	h.SetStreamHandler(id, func(s network.Stream) {
-		if !v.tasks.start() {
-			_ = s.Reset()
-			return
-		}
-		defer v.tasks.done()
-		serve(s)
-	})
 }
 
 // Close shuts both hosts and the record store. Run calls it.
