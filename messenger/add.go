@@ -295,7 +295,8 @@ func (m *Messenger) queueHello(tx *store.Tx, c *store.Contact, row store.Pending
 		if out.Hello {
 			continue // of an invite that did not work
 		}
-		out.Order, out.Item, out.AckKey = 0, nil, [32]byte{}
+		out.Order = 0
+		unseal(&out)
 		if err := tx.PutOutgoing(&out); err != nil {
 			return err
 		}

@@ -123,9 +123,15 @@ func (m *Messenger) takeReceipt(tx *store.Tx, c store.Contact, r wire.Receipt) e
 	if err != nil {
 		return err
 	}
+	heads := headings{}
 	for _, out := range rows {
 		if out.Control {
 			continue
+		}
+		if len(r.Lost) > 0 { // only then its bytes matter
+			if err := heads.restore(tx, &out); err != nil {
+				return err
+			}
 		}
 		row, err := tx.Message(out.MsgID)
 		if errors.Is(err, store.ErrNotFound) {
@@ -232,7 +238,7 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 func (m *Messenger) received(c store.Contact, content *wire.Content) store.Message {
 	return store.Message{
 		ID: content.ID, Conv: c.Conv, Order: content.Clock, From: c.Account, Device: content.Device, N: content.N,
-		SentAt: sentAt(content.SentAt), At: m.clock.Now(), Kind: uint32(content.Kind), Text: content.Text, Raw: content.Raw,
+		SentAt: sentAt(content.SentAt), At: m.clock.Now(), Kind: uint32(content.Kind), Raw: content.Raw,
 		State: StateDelivered, ReplyTo: content.ReplyTo, Hash: content.Hash(), Prev: content.Prev,
 	}
 }

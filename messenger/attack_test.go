@@ -208,8 +208,8 @@ func TestContentsAgainstTheRulesAreRefusedOrShownForWhatTheyAre(t *testing.T) {
 				settle(time.Second)
 				wantTexts(t, mallory, "bob", []string{"mine", "still here"})
 				rows := bob.rows(mallory)
-				if last := rows[len(rows)-1]; last.Text != "still here" {
-					t.Errorf("%q is shown last", last.Text)
+				if last := rows[len(rows)-1]; wire.TextOf(last.Raw) != "still here" {
+					t.Errorf("%q is shown last", wire.TextOf(last.Raw))
 				}
 			})
 		})

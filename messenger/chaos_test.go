@@ -112,7 +112,7 @@ func (p *person) explain(to *person) {
 	for _, row := range p.rows(to) {
 		if row.Out && row.State != messenger.StateDelivered {
 			trace, err := p.m.Trace(p.t.Context(), wire.MsgID(row.ID).String())
-			p.t.Errorf("%s: %q is %s: %+v, %v", p.name, row.Text, row.State, trace.Steps, err)
+			p.t.Errorf("%s: %q is %s: %+v, %v", p.name, wire.TextOf(row.Raw), row.State, trace.Steps, err)
 		}
 	}
 }

@@ -1,9 +1,11 @@
 package messenger_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 	"sotto/internal/clock"
 	"sotto/internal/testnet"
 	"sotto/messenger"
+	"sotto/store"
 	"sotto/wire"
 )
 
@@ -220,6 +223,48 @@ func hold(t *testing.T, from, to *person, texts ...string) [][]byte {
 	}
 	settle(100 * time.Millisecond)
 	return outbox(t, from, to)
+}
+
+func TestWhatWaitsInAnEndedChainGoesOutAsItWasSealed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := testnet.NewNet(1, testnet.Faults{})
+		alice, bob := newPerson(t, net, "alice", onDisk), newPerson(t, net, "bob")
+		meet(t, alice, bob)
+		sealed := hold(t, alice, bob, "one", "two")
+		alice.net.Mute(bob.port, alice.port, false)
+		bob.send("alice", "meanwhile") // its arrival ends the chain that the two were sealed in
+		settle(time.Minute)
+		wantTexts(t, alice, "bob", []string{"meanwhile"})
+		alice.send("bob", "three") // in the next chain
+		alice.restart()
+		settle(time.Second)
+		if now := outbox(t, alice, bob); len(now) != 3 || !slices.EqualFunc(now[:2], sealed, bytes.Equal) {
+			t.Error("what waits is not what was sealed")
+		}
+		alice.net.Cut(alice.port, bob.port, false)
+		settle(10 * time.Minute)
+		wantTexts(t, bob, "alice", []string{"one", "two", "three"})
+		if n := alice.headings(); n != 1 {
+			t.Errorf("%d headings are kept, want that of the ended chain", n)
+		}
+		settle(2 * time.Hour)
+		if n := alice.headings(); n != 0 {
+			t.Errorf("%d headings are kept though nothing waits", n)
+		}
+	})
+}
+
+// headings counts the headings of ended chains.
+func (p *person) headings() (n int) {
+	counted := errors.New("only counted")
+	err := p.store.Update(func(tx *store.Tx) (err error) {
+		n, err = tx.DropHeadings(nil)
+		return errors.Join(err, counted)
+	})
+	if !errors.Is(err, counted) {
+		p.t.Fatal(err)
+	}
+	return n
 }
 
 func TestSameKeyForTheSameRequestSendsOnce(t *testing.T) {

@@ -188,9 +188,13 @@ func (m *Messenger) messageView(tx *store.Tx, id [16]byte) (Message, error) {
 }
 
 func viewMessage(row store.Message, c store.Contact) Message {
+	text := row.Text
+	if text == "" {
+		text = wire.TextOf(row.Raw)
+	}
 	out := Message{
 		ID: row.ID, Seq: row.Event, Conv: Ref{Kind: "contact", Name: c.Name, ID: row.Conv}, SentAt: row.SentAt, At: row.At,
-		Kind: wire.Kind(row.Kind), Text: row.Text, ReplyTo: row.ReplyTo, Edited: row.Edited, State: row.State, Why: row.Why, Missing: row.Gap,
+		Kind: wire.Kind(row.Kind), Text: text, ReplyTo: row.ReplyTo, Edited: row.Edited, State: row.State, Why: row.Why, Missing: row.Gap,
 	}
 	out.From = Author{Name: c.Name, Verified: c.Verified == VerifiedYes}
 	if row.Out {

@@ -213,6 +213,9 @@ func (m *Messenger) expireSessions(tx *store.Tx) error {
 	if _, err := tx.ExpireAcks(before, 0); err != nil {
 		return err
 	}
+	if err := dropHeadings(tx); err != nil {
+		return err
+	}
 	counts, err := tx.ExpireSkipped(before, 0)
 	if err != nil {
 		return err

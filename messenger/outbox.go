@@ -191,9 +191,8 @@ func (m *Messenger) ready(acct identity.AccountID) (batch []store.Outgoing, wait
 	tidy := false
 	now := m.clock.Now()
 	err = m.store.View(func(tx *store.Tx) error {
-		rows, err := tx.Outgoings(acct, m.limits.Window)
-		batch = rows
-		for _, out := range rows {
+		batch, err = firstWaiting(tx, acct, m.limits.Window)
+		for _, out := range batch {
 			tidy = tidy || len(out.Item) == 0 || m.expired(out, now)
 		}
 		return err
@@ -212,7 +211,7 @@ func (m *Messenger) ready(acct identity.AccountID) (batch []store.Outgoing, wait
 
 // tidy expires and seals what stands first in a recipient's queue; again says that it all expired and more is behind.
 func (m *Messenger) tidy(tx *store.Tx, acct identity.AccountID, now time.Time) (batch []store.Outgoing, waiting, again bool, err error) {
-	rows, err := tx.Outgoings(acct, m.limits.Window)
+	rows, err := firstWaiting(tx, acct, m.limits.Window)
 	if err != nil || len(rows) == 0 {
 		return nil, false, false, err
 	}
@@ -231,19 +230,22 @@ func (m *Messenger) tidy(tx *store.Tx, acct identity.AccountID, now time.Time) (
 	if err != nil {
 		return nil, false, false, err
 	}
-	sealed := false
+	sealed := 0
 	for _, out := range live {
+		if len(out.Item) == 0 && sealed >= batchBytes/2 {
+			break // the rest in the next turn
+		}
 		if len(out.Item) == 0 {
 			if err := m.sealAnew(tx, &c, &out); err != nil {
 				return nil, false, false, err
 			}
-			sealed = sealed || len(out.Item) > 0
+			sealed += len(out.Item)
 		}
 		if len(out.Item) > 0 {
 			batch = append(batch, out)
 		}
 	}
-	if sealed {
+	if sealed > 0 {
 		err = tx.PutContact(c)
 	}
 	return batch, len(batch) < len(live), false, err
@@ -266,7 +268,7 @@ func (m *Messenger) sealAnew(tx *store.Tx, c *store.Contact, out *store.Outgoing
 	if err := m.seal(tx, c, out, raw); err != nil || len(out.Item) == 0 {
 		return err
 	}
-	return tx.PutOutgoing(out)
+	return putOutgoing(tx, out)
 }
 
 // giveUp takes an entry out of the outbox and tells why.
@@ -322,8 +324,7 @@ func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
 	if !forward(row.State, state) {
 		return nil
 	}
-	row.State, row.Why, row.Changed = state, why, m.clock.Now()
-	if err := tx.PutMessage(&row); err != nil {
+	if err := tx.SetState(row, state, why, m.clock.Now()); err != nil {
 		return err
 	}
 	_, err = m.announce(tx, EventReceipt, event{Message: id, State: state})

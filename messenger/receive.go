@@ -291,6 +291,9 @@ func (k skippedKeys) Find(chain, n uint32) ([32]byte, bool, error) {
 // keep writes the session after a message was opened, the keys it skipped, and drops those that it says will never be
 // used. From here on the stored row is the session; nothing may write op.session again.
 func (m *Messenger) keep(tx *store.Tx, op *opening) error {
+	if err := keepHeading(tx, op); err != nil {
+		return err
+	}
 	now := m.clock.Now()
 	for _, k := range op.opened.Store {
 		if err := tx.PutSkipped(op.row.ID, k.Chain, k.N, k.Key, now); err != nil {

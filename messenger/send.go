@@ -149,7 +149,7 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 			return err
 		}
 	}
-	if err := tx.PutOutgoing(&out); err != nil {
+	if err := putOutgoing(tx, &out); err != nil {
 		return err
 	}
 	if news {
@@ -172,7 +172,7 @@ func (m *Messenger) putSent(tx *store.Tx, c store.Contact, conv *store.Conversat
 	}
 	row := store.Message{
 		ID: content.ID, Conv: conv.ID, Event: seq, Order: content.Clock, From: [32]byte(m.account.ID()), Device: content.Device,
-		Out: true, N: content.N, SentAt: now, At: now, Kind: uint32(content.Kind), Text: content.Text, Raw: content.Raw,
+		Out: true, N: content.N, SentAt: now, At: now, Kind: uint32(content.Kind), Raw: content.Raw,
 		State: StateQueued, ReplyTo: content.ReplyTo,
 	}
 	return tx.PutMessage(&row)
@@ -259,7 +259,7 @@ func (m *Messenger) seal(tx *store.Tx, c *store.Contact, out *store.Outgoing, ra
 	if err != nil {
 		return fmt.Errorf("seal for %s: %w", identity.AccountID(c.Account).Short(), err)
 	}
-	out.Item, out.AckKey = sealed.Item, sealed.AckKey
+	out.Item, out.Short, out.Ack = sealed.Item, false, session.Ack(sealed.AckKey, sealed.Item)
 	out.Session, out.Chain, out.N = row.ID, sealed.Chain, sealed.N
 	_, device := s.Peer()
 	out.Device = [16]byte(device)

@@ -13,6 +13,7 @@ import (
 	"sotto/internal/testnet"
 	"sotto/messenger"
 	"sotto/store"
+	"sotto/wire"
 )
 
 // copyHome copies a store's directory as it is.
@@ -242,7 +243,7 @@ func TestPoisonedMessageDoesNotTakeItsNeighboursWithIt(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			rows[0].Item = append([]byte{99}, rows[0].Item...)
+			rows[0].Item, rows[0].Short = append([]byte{99}, rows[0].Item...), false
 			return tx.PutOutgoing(&rows[0])
 		})
 		bob.port.Admit(nil) // by the front door only, where they share an envelope
@@ -330,8 +331,8 @@ func TestClockThatJumpsMakesNothingExpireAndErasesNoKey(t *testing.T) {
 				alice.send("carol", "welcome")
 				settle(10 * time.Minute)
 				check(t, alice, bob)
-				if rows := alice.rows(bob); rows[len(rows)-1].Text != "and back" {
-					t.Errorf("%q is shown last", rows[len(rows)-1].Text)
+				if rows := alice.rows(bob); wire.TextOf(rows[len(rows)-1].Raw) != "and back" {
+					t.Errorf("%q is shown last", wire.TextOf(rows[len(rows)-1].Raw))
 				}
 			})
 		})

@@ -380,6 +380,8 @@ func (s *Session) openNext(h *header, it Item) (Opened, error) {
 	if err != nil {
 		return Opened{}, err
 	}
+	out.Ended, _ = s.Heading(s.send.chain)
+	out.EndedChain = s.send.chain
 	*s = next
 	return out, nil
 }

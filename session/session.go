@@ -178,6 +178,9 @@ type Opened struct {
 	Chain, N uint32       // position; Chain is the sender's own number
 	Store    []SkippedKey // to be stored
 	Used     *SkippedRef  // to be deleted from the store
+
+	Ended      *Heading // of our sending chain that the message ended, nil when it ended none; kept while items of it wait
+	EndedChain uint32
 }
 
 // Sealed is an encrypted message ready to be kept and sent. The same bytes are sent however often.

@@ -927,3 +927,45 @@ func TestDamagedStateIsRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestAnItemIsRestoredFromItsHeadingByteForByte(t *testing.T) {
+	alice, bob := meet(t, newPerson(t, "alice"), newPerson(t, "bob"), true)
+	first := alice.say(t, "first")
+	if short, ok := Shorten(first.Item); ok || !bytes.Equal(short, first.Item) {
+		t.Error("an item with an initial header was shortened")
+	}
+	bob.mustHear(t, first.Item, "first")
+	alice.mustHear(t, bob.say(t, "answer").Item, "answer")
+	var items []Sealed
+	for _, text := range []string{"one", "", strings.Repeat("long ", 9000)} {
+		items = append(items, alice.say(t, text))
+	}
+	head, ok := alice.Heading(items[0].Chain)
+	if !ok {
+		t.Fatal("the live chain has no heading")
+	}
+	kept := must(ParseHeading(head.Marshal()))(t)
+	bob.mustHear(t, items[0].Item, "one")
+	o := alice.mustHear(t, bob.say(t, "turn").Item, "turn")
+	if o.Ended == nil || o.EndedChain != items[0].Chain || *o.Ended != *kept {
+		t.Error("the end of the chain does not give its heading")
+	}
+	if _, ok := alice.Heading(items[0].Chain); ok {
+		t.Error("an ended chain still has a heading")
+	}
+	for _, it := range items {
+		short, ok := Shorten(it.Item)
+		if !ok || len(short) > len(it.Item)-headerSize {
+			t.Errorf("%d bytes shortened to %d", len(it.Item), len(short))
+		}
+		if whole := must(kept.Restore(short, it.N))(t); !bytes.Equal(whole, it.Item) {
+			t.Error("restored to something else")
+		}
+	}
+	if _, err := kept.Restore(make([]byte, 50), 0); err == nil {
+		t.Error("too few bytes were restored")
+	}
+	if _, err := ParseHeading(head.Marshal()[1:]); !errors.Is(err, ErrDamagedState) {
+		t.Errorf("short heading: %v", err)
+	}
+}

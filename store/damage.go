@@ -26,9 +26,9 @@ const maxDamage = 100
 var tableNames = map[table]string{
 	tState: "counters", tSetting: "setting", tSecret: "secret", tSelf: "own identity", tContact: "contact",
 	tContactSecret: "contact's secret", tName: "name", tConversation: "conversation", tTally: "message count",
-	tBlock: "message count", tMessage: "message", tOrder: "message order", tMessageID: "message id",
+	tBlock: "message count", tMessage: "message", tOrder: "message order", tStatus: "message state", tMessageID: "message id",
 	tOutgoing: "outbox entry", tSession: "session", tSessionID: "session index",
-	tSessionOf: "session index", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
+	tSessionOf: "session index", tHeading: "chain heading", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
 	tInvite: "invite", tInviteName: "invite index",
 	tPendingAdd: "pending add", tTrace: "trace", tEvent: "event", tCursor: "cursor", tIdempotency: "idempotency key",
 }
@@ -105,24 +105,28 @@ func (s *Store) rowHash(k, plain []byte) [32]byte {
 	return sha256.Sum256(append(b, plain...))
 }
 
-// count1 counts one row's change in its conversation and block; nil is no row.
-func (tx *Tx) count1(conv [16]byte, seq uint64, before, after []byte) error {
-	row := messageKey(conv, seq)
+// count1 counts one row's change in its conversation and block; nil is no row. Rows of messages are counted, those that say
+// where a message stands only go into the sum.
+func (tx *Tx) count1(t table, conv [16]byte, seq uint64, before, after []byte) error {
+	row, one := key(t, conv[:], u64(seq)), uint64(0)
+	if t == tMessage {
+		one = 1
+	}
 	for _, k := range [][]byte{key(tTally, conv[:]), blockKey(conv, seq/blockRows)} {
-		t, err := tx.tally(k)
+		sum, err := tx.tally(k)
 		if err != nil {
 			return err
 		}
 		if before != nil {
-			t.Count--
-			t.mix(tx.s.rowHash(row, before))
+			sum.Count -= one
+			sum.mix(tx.s.rowHash(row, before))
 		}
 		if after != nil {
-			t.Count++
-			t.mix(tx.s.rowHash(row, after))
+			sum.Count += one
+			sum.mix(tx.s.rowHash(row, after))
 		}
-		t.Last = max(t.Last, seq)
-		if err := put(tx, k, t); err != nil {
+		sum.Last = max(sum.Last, seq)
+		if err := put(tx, k, sum); err != nil {
 			return err
 		}
 	}
@@ -142,20 +146,24 @@ func (tx *Tx) checkBlock(conv [16]byte, block uint64) (rows int, err error) {
 		return 0, err
 	}
 	have := tally{Last: want.Last}
-	from, to := messageKey(conv, block*blockRows), messageKey(conv, (block+1)*blockRows)
-	err = tx.iterate(scan{prefix: key(tMessage, conv[:]), from: from}, func(k, plain []byte) (bool, error) {
-		if string(k) >= string(to) {
-			return false, nil
+	for _, t := range []table{tMessage, tStatus} {
+		from, to := key(t, conv[:], u64(block*blockRows)), key(t, conv[:], u64((block+1)*blockRows))
+		err = tx.iterate(scan{prefix: key(t, conv[:]), from: from}, func(k, plain []byte) (bool, error) {
+			if string(k) >= string(to) {
+				return false, nil
+			}
+			if t == tMessage {
+				have.Count++
+			}
+			have.mix(tx.s.rowHash(k, plain))
+			return true, nil
+		})
+		if err != nil {
+			return 0, err
 		}
-		have.Count++
-		have.mix(tx.s.rowHash(k, plain))
-		return true, nil
-	})
-	if err != nil {
-		return 0, err
 	}
 	if have != want {
-		return int(have.Count), tx.s.damaged(from, fmt.Errorf("%d rows of a conversation are not the %d that were written", have.Count, want.Count))
+		return int(have.Count), tx.s.damaged(messageKey(conv, block*blockRows), fmt.Errorf("%d rows of a conversation are not the %d that were written", have.Count, want.Count))
 	}
 	return int(have.Count), nil
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -82,11 +83,12 @@ func (tx *Tx) fillTally(c *Conversation) error {
 	return err
 }
 
-// Message is one row of a conversation.
+// Message is one row of a conversation. Where it stands is a small row of its own as soon as it changes: a receipt must not
+// cost as much as the message.
 type Message struct {
 	ID      [16]byte  `cbor:"1,keyasint"`
-	Conv    [16]byte  `cbor:"2,keyasint"`
-	Seq     uint64    `cbor:"3,keyasint"` // row number in the conversation; 0 lets PutMessage give the next one
+	Conv    [16]byte  `cbor:"-"`          // in the row's name
+	Seq     uint64    `cbor:"-"`          // in the row's name: row number in the conversation; 0 lets PutMessage give the next one
 	Order   uint64    `cbor:"4,keyasint"` // hybrid logical clock: the place it is shown at
 	From    [32]byte  `cbor:"5,keyasint"`
 	Device  [16]byte  `cbor:"6,keyasint"`
@@ -95,14 +97,14 @@ type Message struct {
 	SentAt  time.Time `cbor:"9,keyasint,omitzero"`
 	At      time.Time `cbor:"10,keyasint,omitzero"` // when this store took it
 	Kind    uint32    `cbor:"11,keyasint,omitempty"`
-	Text    string    `cbor:"12,keyasint,omitempty"`
+	Text    string    `cbor:"12,keyasint,omitempty"` // only if it is not the one in Raw
 	Raw     []byte    `cbor:"13,keyasint,omitempty"` // the exact content bytes
 	State   string    `cbor:"14,keyasint,omitempty"`
 	Why     string    `cbor:"15,keyasint,omitempty"`
-	ReplyTo [16]byte  `cbor:"16,keyasint"`
+	ReplyTo [16]byte  `cbor:"16,keyasint,omitzero"`
 	Gap     uint64    `cbor:"17,keyasint,omitempty"` // messages of this sender missing before it
-	Hash    [32]byte  `cbor:"18,keyasint"`
-	Prev    [32]byte  `cbor:"19,keyasint"`
+	Hash    [32]byte  `cbor:"18,keyasint,omitzero"`
+	Prev    [32]byte  `cbor:"19,keyasint,omitzero"`
 	Expires time.Time `cbor:"20,keyasint,omitzero"`
 	Changed time.Time `cbor:"21,keyasint,omitzero"` // last change of State
 	Late    bool      `cbor:"22,keyasint,omitempty"`
@@ -112,11 +114,22 @@ type Message struct {
 	Edited  bool      `cbor:"26,keyasint,omitempty"`
 }
 
+// status is what changes of a message when its recipient answers. The state of a message that has no such row is in its own.
+type status struct {
+	State   string    `cbor:"1,keyasint,omitempty"`
+	Why     string    `cbor:"2,keyasint,omitempty"`
+	Changed time.Time `cbor:"3,keyasint,omitzero"`
+}
+
+func (m *Message) status() status { return status{m.State, m.Why, m.Changed} }
+
 // place says where a message is; Seq 0 means that it was here and is deleted.
 type place struct {
 	Conv [16]byte `cbor:"1,keyasint"`
 	Seq  uint64   `cbor:"2,keyasint,omitempty"`
 }
+
+func statusKey(conv [16]byte, seq uint64) []byte { return key(tStatus, conv[:], u64(seq)) }
 
 func messageKey(conv [16]byte, seq uint64) []byte { return key(tMessage, conv[:], u64(seq)) }
 
@@ -150,7 +163,7 @@ func (tx *Tx) appendMessage(m *Message) error {
 	if err != nil {
 		return fmt.Errorf("store: encode message: %w", err)
 	}
-	if err := tx.count1(m.Conv, m.Seq, nil, plain); err != nil {
+	if err := tx.count1(tMessage, m.Conv, m.Seq, nil, plain); err != nil {
 		return err
 	}
 	if err := put(tx, key(tMessageID, m.ID[:]), place{m.Conv, m.Seq}); err != nil {
@@ -168,15 +181,22 @@ func (tx *Tx) replaceMessage(m Message) error {
 	if err != nil {
 		return tx.s.danglingIndex(k, err)
 	}
-	var old Message
-	if err := decode(before, &old); err != nil {
+	old, err := readMessage(k, before)
+	if err != nil {
 		return tx.s.damaged(k, err)
 	}
+	if err := tx.putStatus(old, m.status()); err != nil {
+		return err
+	}
+	m.State, m.Why, m.Changed = old.State, old.Why, old.Changed
 	plain, err := encMode.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("store: encode message: %w", err)
 	}
-	if err := tx.count1(m.Conv, m.Seq, before, plain); err != nil {
+	if bytes.Equal(plain, before) {
+		return nil
+	}
+	if err := tx.count1(tMessage, m.Conv, m.Seq, before, plain); err != nil {
 		return err
 	}
 	if old.Order != m.Order {
@@ -188,6 +208,48 @@ func (tx *Tx) replaceMessage(m Message) error {
 		}
 	}
 	return tx.putRaw(k, plain)
+}
+
+// putStatus writes where a message stands, unless it stood there already; row is the message as its own row has it.
+func (tx *Tx) putStatus(row Message, now status) error {
+	k := statusKey(row.Conv, row.Seq)
+	before, err := tx.getRaw(k)
+	known, err := found(err)
+	if err != nil || !known && now == row.status() {
+		return err
+	}
+	plain, err := encMode.Marshal(now)
+	if err != nil {
+		return fmt.Errorf("store: encode message state: %w", err)
+	}
+	if known && bytes.Equal(before, plain) {
+		return nil
+	}
+	if err := tx.count1(tStatus, row.Conv, row.Seq, before, plain); err != nil {
+		return err
+	}
+	return tx.putRaw(k, plain)
+}
+
+// SetState writes where a message stands.
+func (tx *Tx) SetState(m Message, state, why string, changed time.Time) error {
+	k := messageKey(m.Conv, m.Seq)
+	plain, err := tx.getRaw(k)
+	if err != nil {
+		return tx.s.danglingIndex(k, err)
+	}
+	row, err := readMessage(k, plain)
+	if err != nil {
+		return tx.s.damaged(k, err)
+	}
+	return tx.putStatus(row, status{state, why, changed})
+}
+
+// readMessage reads a message's own row.
+func readMessage(k, plain []byte) (Message, error) {
+	m := Message{Conv: [16]byte(k[1:17]), Seq: binary.BigEndian.Uint64(k[17:])}
+	err := decode(plain, &m)
+	return m, err
 }
 
 // Message returns a message by its id.
@@ -204,11 +266,20 @@ func (tx *Tx) Message(id [16]byte) (Message, error) {
 
 func (tx *Tx) messageAt(at place) (Message, error) {
 	k := messageKey(at.Conv, at.Seq)
-	m, err := get[Message](tx, k)
+	plain, err := tx.getRaw(k)
 	if err != nil {
-		return m, tx.s.danglingIndex(k, err)
+		return Message{}, tx.s.danglingIndex(k, err)
 	}
-	return m, nil
+	m, err := readMessage(k, plain)
+	if err != nil {
+		return m, tx.s.damaged(k, err)
+	}
+	now, err := get[status](tx, statusKey(at.Conv, at.Seq))
+	known, err := found(err)
+	if known {
+		m.State, m.Why, m.Changed = now.State, now.Why, now.Changed
+	}
+	return m, err
 }
 
 // HasMessage reports whether a message with the id was ever here; it stays true after deletion.
@@ -225,7 +296,17 @@ func (tx *Tx) DeleteMessage(id [16]byte) error {
 	if err != nil {
 		return err
 	}
-	if err := tx.count1(m.Conv, m.Seq, before, nil); err != nil {
+	if err := tx.count1(tMessage, m.Conv, m.Seq, before, nil); err != nil {
+		return err
+	}
+	if state, err := tx.getRaw(statusKey(m.Conv, m.Seq)); err == nil {
+		if err := tx.count1(tStatus, m.Conv, m.Seq, state, nil); err != nil {
+			return err
+		}
+		if err := tx.delete(statusKey(m.Conv, m.Seq)); err != nil {
+			return err
+		}
+	} else if !errors.Is(err, ErrNotFound) {
 		return err
 	}
 	if err := put(tx, key(tMessageID, id[:]), place{Conv: m.Conv}); err != nil {

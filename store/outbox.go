@@ -10,15 +10,16 @@ import (
 
 // Outgoing is one sealed item that waits until a device acknowledged it, was given up, or the user cancelled.
 type Outgoing struct {
-	Account   [32]byte  `cbor:"1,keyasint"`
+	Account   [32]byte  `cbor:"-"` // in the row's name
 	Device    [16]byte  `cbor:"2,keyasint"`
-	Order     uint64    `cbor:"3,keyasint"` // rises with every item; 0 lets PutOutgoing give the next one
+	Order     uint64    `cbor:"-"` // in the row's name: rises with every item; 0 lets PutOutgoing give the next one
 	MsgID     [16]byte  `cbor:"4,keyasint"`
 	Session   [16]byte  `cbor:"5,keyasint"`
 	Chain     uint32    `cbor:"6,keyasint,omitempty"`
 	N         uint32    `cbor:"7,keyasint,omitempty"`
-	Item      []byte    `cbor:"8,keyasint"`
-	AckKey    [32]byte  `cbor:"9,keyasint"`
+	Item      []byte    `cbor:"8,keyasint"` // sealed; without its header when Short
+	Short     bool      `cbor:"20,keyasint,omitempty"`
+	Ack       [16]byte  `cbor:"9,keyasint"`            // the acknowledgement that proves that it was opened
 	Control   bool      `cbor:"10,keyasint,omitempty"` // not a message the user wrote
 	Created   time.Time `cbor:"11,keyasint,omitzero"`
 	Expires   time.Time `cbor:"12,keyasint,omitzero"`
@@ -31,10 +32,10 @@ type Outgoing struct {
 	Lost      int       `cbor:"19,keyasint,omitempty"` // how often the receiver said that it cannot open it
 }
 
-// String keeps the acknowledgement key and the item out of logs.
+// String keeps the acknowledgement and the item out of logs.
 func (o Outgoing) String() string { return hidden }
 
-// GoString keeps the acknowledgement key and the item out of logs.
+// GoString keeps the acknowledgement and the item out of logs.
 func (o Outgoing) GoString() string { return hidden }
 
 func outgoingKey(account [32]byte, order uint64) []byte {
@@ -54,7 +55,20 @@ func (tx *Tx) PutOutgoing(o *Outgoing) error {
 
 // Outgoing returns one item.
 func (tx *Tx) Outgoing(account [32]byte, order uint64) (Outgoing, error) {
-	return get[Outgoing](tx, outgoingKey(account, order))
+	k := outgoingKey(account, order)
+	plain, err := tx.getRaw(k)
+	if err != nil {
+		return Outgoing{}, err
+	}
+	return tx.readOutgoing(k, plain)
+}
+
+func (tx *Tx) readOutgoing(k, plain []byte) (Outgoing, error) {
+	row := Outgoing{Account: [32]byte(k[1:33]), Order: binary.BigEndian.Uint64(k[33:])}
+	if err := decode(plain, &row); err != nil {
+		return row, tx.s.damaged(k, err)
+	}
+	return row, nil
 }
 
 // DeleteOutgoing removes an item; one that is gone already is no error.
@@ -71,12 +85,27 @@ func (tx *Tx) Outgoings(account [32]byte, limit int) ([]Outgoing, error) {
 func (tx *Tx) OutgoingsAfter(account [32]byte, after uint64, limit int) ([]Outgoing, error) {
 	var rows []Outgoing
 	err := tx.walkOutgoing(account, after, false, func(k, plain []byte) (bool, error) {
-		var row Outgoing
-		if err := decode(plain, &row); err != nil {
-			return false, tx.s.damaged(k, err)
+		row, err := tx.readOutgoing(k, plain)
+		if err != nil {
+			return false, err
 		}
 		rows = append(rows, row)
 		return limit <= 0 || len(rows) < limit, nil
+	})
+	return rows, err
+}
+
+// OutgoingBatch returns the first items waiting for an account, at most limit and about so many bytes, but one at least.
+func (tx *Tx) OutgoingBatch(account [32]byte, limit, bytes int) ([]Outgoing, error) {
+	var rows []Outgoing
+	err := tx.walkOutgoing(account, 0, false, func(k, plain []byte) (bool, error) {
+		row, err := tx.readOutgoing(k, plain)
+		if err != nil {
+			return false, err
+		}
+		rows = append(rows, row)
+		bytes -= len(plain)
+		return len(rows) < limit && bytes > 0, nil
 	})
 	return rows, err
 }
@@ -197,4 +226,33 @@ func (tx *Tx) count(prefix []byte) (int, error) {
 		return true, nil
 	})
 	return n, err
+}
+
+// Heading is what the headers of a sending chain are made from, kept while items of it wait; opaque here.
+type Heading struct {
+	Session [16]byte
+	Chain   uint32
+}
+
+func headingKey(h Heading) []byte { return key(tHeading, h.Session[:], u32(h.Chain)) }
+
+// PutHeading keeps a chain's heading.
+func (tx *Tx) PutHeading(h Heading, raw []byte) error { return tx.putRaw(headingKey(h), raw) }
+
+// Heading returns what was kept for a chain.
+func (tx *Tx) Heading(h Heading) ([]byte, error) { return tx.getRaw(headingKey(h)) }
+
+// DropHeadings removes the headings of all chains but those still needed, and says how many those were.
+func (tx *Tx) DropHeadings(needed map[Heading]bool) (int, error) {
+	var gone [][]byte
+	err := tx.iterate(scan{prefix: key(tHeading), keysOnly: true}, func(k, _ []byte) (bool, error) {
+		if !needed[Heading{[16]byte(k[1:17]), binary.BigEndian.Uint32(k[17:])}] {
+			gone = append(gone, k)
+		}
+		return len(gone) < maxDeletes, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), tx.deleteKeys(gone)
 }

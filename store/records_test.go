@@ -18,7 +18,7 @@ func TestEveryRecordComesBackAsItWasPut(t *testing.T) {
 		Recv: map[[16]byte]Received{id16(1): {N: 3, Hash: id32(6), Holes: []Hole{{From: 1, To: 2}}}, id16(2): {N: 1}}}
 	message := Message{ID: id16(4), Conv: id16(3), Order: 99, From: id32(1), Device: id16(1), Out: true, N: 4, SentAt: someTime, At: someTime,
 		Kind: 1, Text: "hi", Raw: []byte{1, 2}, State: "queued", Why: "why", ReplyTo: id16(9), Gap: 3, Hash: id32(8), Prev: id32(9)}
-	out := Outgoing{Account: id32(1), Device: id16(1), MsgID: id16(4), Session: id16(7), Chain: 2, N: 3, Item: []byte("item"), AckKey: id32(4),
+	out := Outgoing{Account: id32(1), Device: id16(1), MsgID: id16(4), Session: id16(7), Chain: 2, N: 3, Item: []byte("item"), Ack: id16(4),
 		Created: someTime, Expires: someTime.Add(time.Hour), Next: someTime, Attempts: 2, LastError: "unreachable"}
 	session := Session{ID: id16(7), Account: id32(1), Device: id16(1), State: []byte("state"), Created: someTime, LastUsed: someTime}
 	invite := Invite{ID: id16(8), Secret: id16(9), OneTimeID: 3, Created: someTime, Expires: someTime, Uses: 1, MaxUses: 2, Hints: []string{"a"}, Name: id32(9)}

@@ -211,7 +211,7 @@ func (v *salvager) write() error {
 // repair makes indexes, counts and the event log agree with the rows that are left.
 func (v *salvager) repair() error {
 	for _, fix := range []func(*Tx) error{
-		v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions,
+		v.dropStates, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions,
 	} {
 		if err := v.to.View(fix); err != nil {
 			return fmt.Errorf("store: salvage: %w", err)
@@ -253,28 +253,41 @@ func (v *salvager) queue(e rawEntry) error {
 	return nil
 }
 
+// dropStates removes states whose message is gone.
+func (v *salvager) dropStates(tx *Tx) error {
+	return v.dropIf(tx, tStatus, func(k []byte) bool {
+		_, err := tx.getRaw(key(tMessage, k[1:]))
+		return errors.Is(err, ErrNotFound)
+	})
+}
+
 // recount makes the counts anew from the messages there are.
 func (v *salvager) recount(tx *Tx) error {
 	sums := map[string]*tally{}
-	count := func(k []byte, seq uint64, h [32]byte) {
+	count := func(k []byte, seq, one uint64, h [32]byte) {
 		t := sums[string(k)]
 		if t == nil {
 			t = &tally{}
 			sums[string(k)] = t
 		}
-		t.Count++
+		t.Count += one
 		t.Last = max(t.Last, seq)
 		t.mix(h)
 	}
-	err := tx.iterate(scan{prefix: key(tMessage)}, func(k, plain []byte) (bool, error) {
-		conv, seq := [16]byte(k[1:17]), binary.BigEndian.Uint64(k[17:])
-		h := tx.s.rowHash(k, plain)
-		count(key(tTally, conv[:]), seq, h)
-		count(blockKey(conv, seq/blockRows), seq, h)
-		return true, nil
-	})
-	if err != nil {
-		return err
+	for _, counted := range []struct {
+		t   table
+		one uint64
+	}{{tMessage, 1}, {tStatus, 0}} {
+		err := tx.iterate(scan{prefix: key(counted.t)}, func(k, plain []byte) (bool, error) {
+			conv, seq := [16]byte(k[1:17]), binary.BigEndian.Uint64(k[17:])
+			h := tx.s.rowHash(k, plain)
+			count(key(tTally, conv[:]), seq, counted.one, h)
+			count(blockKey(conv, seq/blockRows), seq, counted.one, h)
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
 	}
 	for _, t := range []table{tTally, tBlock} {
 		err := tx.iterate(scan{prefix: key(t)}, func(k, plain []byte) (bool, error) {
@@ -311,8 +324,8 @@ func (v *salvager) missing(t table, old, kept tally, err error) error {
 // indexMessages gives every message its id and its place again.
 func (v *salvager) indexMessages(tx *Tx) error {
 	return tx.iterate(scan{prefix: key(tMessage)}, func(k, plain []byte) (bool, error) {
-		var m Message
-		if err := decode(plain, &m); err != nil {
+		m, err := readMessage(k, plain)
+		if err != nil {
 			return false, err
 		}
 		if err := v.set(key(tMessageID, m.ID[:]), place{m.Conv, m.Seq}); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"sotto/wire/internal/pb"
@@ -310,4 +311,32 @@ func (p *parser) receipt(m *pb.Receipt) Receipt {
 		r.Lost = append(r.Lost, id)
 	}
 	return r
+}
+
+// contentText is the number of the text's field in the schema.
+const contentText = 16
+
+// TextOf reads only the text out of a content that ParseContent took before.
+func TextOf(raw []byte) string {
+	text := ""
+	for len(raw) > 0 {
+		num, typ, n := protowire.ConsumeTag(raw)
+		if n < 0 {
+			return text
+		}
+		raw = raw[n:]
+		if num == contentText && typ == protowire.BytesType {
+			b, n := protowire.ConsumeBytes(raw)
+			if n < 0 {
+				return text
+			}
+			text, raw = string(b), raw[n:]
+			continue
+		}
+		if n = protowire.ConsumeFieldValue(num, typ, raw); n < 0 {
+			return text
+		}
+		raw = raw[n:]
+	}
+	return text
 }

@@ -71,6 +71,13 @@ func (n *Net) Cut(a, b *Port, cut bool) {
 	n.cut[[2]string{b.name, a.name}] = cut
 }
 
+// Mute ends or heals one way between two ports: nothing that from dials reaches to.
+func (n *Net) Mute(from, to *Port, cut bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.cut[[2]string{from.name, to.name}] = cut
+}
+
 // Record makes the network keep every item and envelope that crosses it.
 func (n *Net) Record() {
 	n.mu.Lock()
