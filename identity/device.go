@@ -27,6 +27,7 @@ type Device struct {
 	identity  *ecdh.PrivateKey   // IK
 	node      ed25519.PrivateKey // NK, the inner host's
 	record    [32]byte           // Ed25519 seed of the record key a, A
+	recordKey [32]byte           // A
 	discovery [32]byte           // S
 }
 
@@ -61,8 +62,7 @@ func ParseDevice(b []byte) (*Device, error) {
 	d := &Device{}
 	r.Copy(d.id[:])
 	sign, identity, node := r.Raw(32), r.Raw(32), r.Raw(32)
-	r.Copy(d.record[:])
-	r.Copy(d.discovery[:])
+	seed, discovery := r.Raw(32), r.Raw(32)
 	if err := r.Close(); err != nil {
 		return nil, fmt.Errorf("read device keys: %w: %w", ErrInvalid, err)
 	}
@@ -71,6 +71,7 @@ func ParseDevice(b []byte) (*Device, error) {
 		return nil, fmt.Errorf("read device keys: identity key: %w", err)
 	}
 	d.sign, d.node = ed25519.NewKeyFromSeed(sign), ed25519.NewKeyFromSeed(node)
+	d.setRecord(seed, discovery)
 	return d, nil
 }
 
@@ -103,8 +104,12 @@ func (d *Device) RotateNodeKey(r io.Reader) error {
 func (d *Device) RecordSeed() [32]byte { return d.record }
 
 // RecordKey is A, the public half that contacts hold.
-func (d *Device) RecordKey() [32]byte {
-	return [32]byte(ed25519.NewKeyFromSeed(d.record[:]).Public().(ed25519.PublicKey))
+func (d *Device) RecordKey() [32]byte { return d.recordKey }
+
+func (d *Device) setRecord(seed, discovery []byte) {
+	copy(d.record[:], seed)
+	copy(d.discovery[:], discovery)
+	d.recordKey = [32]byte(ed25519.NewKeyFromSeed(d.record[:]).Public().(ed25519.PublicKey))
 }
 
 // Discovery is S, the secret that lets a contact find and open this device's records.
@@ -116,8 +121,7 @@ func (d *Device) RotateRecord(r io.Reader) error {
 	if err != nil {
 		return err
 	}
-	copy(d.record[:], b)
-	copy(d.discovery[:], b[32:])
+	d.setRecord(b[:32], b[32:])
 	return nil
 }
 

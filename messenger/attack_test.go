@@ -59,7 +59,7 @@ func (p *person) sealRaw(to *person, payload []byte, skip uint32) (item []byte) 
 			}
 		}
 		sealed, err := s.Encrypt(payload, rand.Reader)
-		item, row.State = sealed.Item, s.Marshal()
+		item, row.State, row.Tail = sealed.Item, s.Marshal(), s.Tail()
 		if err != nil {
 			return err
 		}

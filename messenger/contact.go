@@ -384,7 +384,7 @@ func (m *Messenger) forget(tx *store.Tx, c store.Contact, why string) error {
 			return err
 		}
 		if !out.Control {
-			if err := m.mark(tx, out.MsgID, StateCancelled, why); err != nil {
+			if err := m.markWaiting(tx, out, StateCancelled, why); err != nil {
 				return err
 			}
 		}

@@ -195,7 +195,7 @@ func (m *Messenger) delivered(tx *store.Tx, out store.Outgoing, how string) erro
 	if out.Control {
 		return nil
 	}
-	return m.mark(tx, out.MsgID, StateDelivered, how)
+	return m.markWaiting(tx, out, StateDelivered, how)
 }
 
 // lost prepares an entry to be encrypted anew under the same message id: at the same session once, then in a new one,

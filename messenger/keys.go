@@ -230,7 +230,7 @@ func (m *Messenger) expireSessions(tx *store.Tx) error {
 			return err
 		}
 		s.ForgetSkipped(n.Chain, n.Count)
-		row.State = s.Marshal()
+		row.State, row.Tail = s.Marshal(), s.Tail()
 		if err := tx.PutSession(row); err != nil {
 			return err
 		}
@@ -292,7 +292,7 @@ func (m *Messenger) skipTo(tx *store.Tx, row store.Session, s *session.Session, 
 	if err := s.SkipTo(floor); err != nil {
 		return err
 	}
-	row.State = s.Marshal()
+	row.State, row.Tail = s.Marshal(), s.Tail()
 	if err := tx.PutSession(row); err != nil {
 		return err
 	}

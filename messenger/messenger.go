@@ -127,6 +127,7 @@ type Messenger struct {
 	limits  Limits
 
 	outbox   *outbox
+	unacked  *unacked
 	counters counters
 	gaps     chan struct{} // kicks runGaps
 	moved    chan struct{} // kicks runPublish
@@ -159,7 +160,7 @@ var ErrNoIdentity = errors.New("the store holds no identity")
 func New(st *store.Store, account *identity.Account, cfg Config) (*Messenger, error) {
 	m := &Messenger{
 		store: st, account: account, clock: cfg.Clock, rand: cfg.Rand, log: cfg.Log, fault: cfg.Fault,
-		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), gaps: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
+		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), unacked: newUnacked(), gaps: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
 		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]*attempt{}, chosen: map[identity.AccountID][16]byte{},
 	}
 	m.fillPorts()

@@ -293,7 +293,7 @@ func (m *Messenger) giveUp(tx *store.Tx, out store.Outgoing, state, why string) 
 	if out.Control {
 		return nil
 	}
-	return m.mark(tx, out.MsgID, state, why)
+	return m.markWaiting(tx, out, state, why)
 }
 
 // maxVoids bounds what one content tells of positions that will never be used. The oldest are given up first: their keys
@@ -324,10 +324,23 @@ func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
 	if !forward(row.State, state) {
 		return nil
 	}
-	if err := tx.SetState(row, state, why, m.clock.Now()); err != nil {
+	return m.setState(tx, store.Outgoing{MsgID: id, Talk: row.Conv, Row: row.Seq}, state, why)
+}
+
+// markWaiting is mark for a message that waits: all waiting ones were queued when their rows were written.
+func (m *Messenger) markWaiting(tx *store.Tx, out store.Outgoing, state, why string) error {
+	before, err := tx.State(out.Talk, out.Row)
+	if err != nil || !forward(before, state) {
 		return err
 	}
-	_, err = m.announce(tx, EventReceipt, event{Message: id, State: state})
+	return m.setState(tx, out, state, why)
+}
+
+func (m *Messenger) setState(tx *store.Tx, out store.Outgoing, state, why string) error {
+	if err := tx.SetState(out.Talk, out.Row, state, why, m.clock.Now()); err != nil {
+		return err
+	}
+	_, err := m.announce(tx, EventReceipt, event{Message: out.MsgID, State: state})
 	return err
 }
 

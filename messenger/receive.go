@@ -310,7 +310,7 @@ func (m *Messenger) keep(tx *store.Tx, op *opening) error {
 			return err
 		}
 	}
-	op.row.LastUsed, op.row.State = now, op.session.Marshal()
+	op.row.LastUsed, op.row.State, op.row.Tail = now, op.session.Marshal(), op.session.Tail()
 	return tx.PutSession(op.row)
 }
 

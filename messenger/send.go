@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -145,9 +146,11 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 	}
 	if shown {
 		conv.SendHash = sha256.Sum256(raw)
-		if err := m.putSent(tx, *c, &conv, content, now); err != nil {
+		row, err := m.putSent(tx, conv, content, now)
+		if err != nil {
 			return err
 		}
+		out.Talk, out.Row = conv.ID, row.Seq
 	}
 	if err := putOutgoing(tx, &out); err != nil {
 		return err
@@ -165,17 +168,17 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 	return nil
 }
 
-func (m *Messenger) putSent(tx *store.Tx, c store.Contact, conv *store.Conversation, content *wire.Content, now time.Time) error {
+func (m *Messenger) putSent(tx *store.Tx, conv store.Conversation, content *wire.Content, now time.Time) (store.Message, error) {
 	seq, err := m.announce(tx, EventMessage, event{Message: content.ID})
 	if err != nil {
-		return err
+		return store.Message{}, err
 	}
 	row := store.Message{
 		ID: content.ID, Conv: conv.ID, Event: seq, Order: content.Clock, From: [32]byte(m.account.ID()), Device: content.Device,
 		Out: true, N: content.N, SentAt: now, At: now, Kind: uint32(content.Kind), Raw: content.Raw,
 		State: StateQueued, ReplyTo: content.ReplyTo,
 	}
-	return tx.PutMessage(&row)
+	return row, tx.PutMessage(&row)
 }
 
 // numbered kinds take a counter of the conversation, so that a missing one is noticed.
@@ -263,14 +266,15 @@ func (m *Messenger) seal(tx *store.Tx, c *store.Contact, out *store.Outgoing, ra
 	out.Session, out.Chain, out.N = row.ID, sealed.Chain, sealed.N
 	_, device := s.Peer()
 	out.Device = [16]byte(device)
-	row.State = s.Marshal()
+	row.State, row.Tail = s.Marshal(), s.Tail()
 	return tx.PutSession(row)
 }
 
 // tooFarAhead reports whether so many items of a chain wait for an answer that receivers would stop following it; what
 // comes then is sealed in its turn.
 func (m *Messenger) tooFarAhead(tx *store.Tx, acct [32]byte, session [16]byte, chain, n uint32) (bool, error) {
-	if int(n) < m.limits.MaxUnacked {
+	at := position{session, chain}
+	if int(n-m.unacked.floor(acct, at)) < m.limits.MaxUnacked {
 		return false, nil
 	}
 	first, err := tx.Outgoings(acct, 1)
@@ -281,7 +285,44 @@ func (m *Messenger) tooFarAhead(tx *store.Tx, acct [32]byte, session [16]byte, c
 	if len(out.Item) == 0 {
 		return true, nil
 	}
-	return out.Session == session && out.Chain == chain && int(n-out.N) >= m.limits.MaxUnacked, nil
+	if (position{out.Session, out.Chain}) != at {
+		return false, nil
+	}
+	m.unacked.raise(acct, at, out.N)
+	return int(n-out.N) >= m.limits.MaxUnacked, nil
+}
+
+// unacked remembers for each recipient a position of its newest chain below which nothing waits any more: one that was
+// settled never waits again. Without it each text of a long run would look for the first that waits.
+type unacked struct {
+	mu    sync.Mutex
+	chain map[identity.AccountID]position
+	n     map[identity.AccountID]uint32
+}
+
+// position is a chain of a session.
+type position struct {
+	session [16]byte
+	chain   uint32
+}
+
+func newUnacked() *unacked {
+	return &unacked{chain: map[identity.AccountID]position{}, n: map[identity.AccountID]uint32{}}
+}
+
+func (u *unacked) floor(acct identity.AccountID, at position) uint32 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.chain[acct] != at {
+		return 0
+	}
+	return u.n[acct]
+}
+
+func (u *unacked) raise(acct identity.AccountID, at position, n uint32) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.chain[acct], u.n[acct] = at, n
 }
 
 // sendingSession is the one session to send on, begun from the contact's card if there is none; nil when it cannot be
@@ -359,7 +400,7 @@ func (m *Messenger) beginSession(tx *store.Tx, c *store.Contact, oneTime *identi
 		return store.Session{}, nil, fmt.Errorf("begin a session with %s: %w", card.Account().Short(), err)
 	}
 	now := m.clock.Now()
-	row := store.Session{ID: s.ID(), Account: c.Account, Device: [16]byte(card.Core.Device), State: s.Marshal(), Created: now, LastUsed: now}
+	row := store.Session{ID: s.ID(), Account: c.Account, Device: [16]byte(card.Core.Device), State: s.Marshal(), Tail: s.Tail(), Created: now, LastUsed: now}
 	m.choose(tx, card.Account(), [16]byte{})
 	return row, s, tx.PutSession(row)
 }

@@ -28,7 +28,7 @@ var tableNames = map[table]string{
 	tContactSecret: "contact's secret", tName: "name", tConversation: "conversation", tTally: "message count",
 	tBlock: "message count", tMessage: "message", tOrder: "message order", tStatus: "message state", tMessageID: "message id",
 	tOutgoing: "outbox entry", tSession: "session", tSessionID: "session index",
-	tSessionOf: "session index", tHeading: "chain heading", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
+	tSessionOf: "session index", tSessionTail: "session", tHeading: "chain heading", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
 	tInvite: "invite", tInviteName: "invite index",
 	tPendingAdd: "pending add", tTrace: "trace", tEvent: "event", tCursor: "cursor", tIdempotency: "idempotency key",
 }

@@ -28,6 +28,7 @@ const (
 	tSessionID     table = 0x31 // session 16 → account, device
 	tSessionOf     table = 0x35 // account 32, device 16, session 16 → empty; found by walking, which the row itself, rewritten by each message, is not fit for
 	tHeading       table = 0x36 // session 16, chain u32: what the headers of items that wait are made from (vault)
+	tSessionTail   table = 0x37 // account 32, device 16, session 16: what changes only with a chain (vault)
 	tSkipped       table = 0x32 // session 16, chain u32, n u32 (vault)
 	tHandshake     table = 0x33 // hash 32 → expiry
 	tAck           table = 0x34 // hash of an item 16 → the acknowledgement it was given
@@ -43,14 +44,14 @@ const (
 // vault reports whether rows of the table are sealed under the epoch key, so that old versions can be made unreadable.
 func (t table) vault() bool {
 	switch t {
-	case tSecret, tSelf, tContactSecret, tSession, tHeading, tSkipped, tInvite, tPendingAdd:
+	case tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd:
 		return true
 	}
 	return false
 }
 
 // vaultTables lists every table whose rows name an epoch.
-var vaultTables = [...]table{tSecret, tSelf, tContactSecret, tSession, tHeading, tSkipped, tInvite, tPendingAdd}
+var vaultTables = [...]table{tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd}
 
 // key joins a table and its parts, which have fixed lengths but for the last one.
 func key(t table, parts ...[]byte) []byte {

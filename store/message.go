@@ -218,31 +218,41 @@ func (tx *Tx) putStatus(row Message, now status) error {
 	if err != nil || !known && now == row.status() {
 		return err
 	}
+	return tx.writeStatus(row.Conv, row.Seq, before, now)
+}
+
+func (tx *Tx) writeStatus(conv [16]byte, seq uint64, before []byte, now status) error {
 	plain, err := encMode.Marshal(now)
 	if err != nil {
 		return fmt.Errorf("store: encode message state: %w", err)
 	}
-	if known && bytes.Equal(before, plain) {
+	if bytes.Equal(before, plain) {
 		return nil
 	}
-	if err := tx.count1(tStatus, row.Conv, row.Seq, before, plain); err != nil {
+	if err := tx.count1(tStatus, conv, seq, before, plain); err != nil {
 		return err
 	}
-	return tx.putRaw(k, plain)
+	return tx.putRaw(statusKey(conv, seq), plain)
 }
 
-// SetState writes where a message stands.
-func (tx *Tx) SetState(m Message, state, why string, changed time.Time) error {
-	k := messageKey(m.Conv, m.Seq)
-	plain, err := tx.getRaw(k)
-	if err != nil {
+// State tells where the message in a row stands, "" when that has not changed since it was written.
+func (tx *Tx) State(conv [16]byte, seq uint64) (string, error) {
+	now, err := get[status](tx, statusKey(conv, seq))
+	_, err = found(err)
+	return now.State, err
+}
+
+// SetState writes where the message in a row stands, without touching the rest of it.
+func (tx *Tx) SetState(conv [16]byte, seq uint64, state, why string, changed time.Time) error {
+	k := messageKey(conv, seq)
+	if _, err := tx.getRaw(k); err != nil {
 		return tx.s.danglingIndex(k, err)
 	}
-	row, err := readMessage(k, plain)
-	if err != nil {
-		return tx.s.damaged(k, err)
+	before, err := tx.getRaw(statusKey(conv, seq))
+	if _, err := found(err); err != nil {
+		return err
 	}
-	return tx.putStatus(row, status{state, why, changed})
+	return tx.writeStatus(conv, seq, before, status{state, why, changed})
 }
 
 // readMessage reads a message's own row.

@@ -30,6 +30,8 @@ type Outgoing struct {
 	Extra     []byte    `cbor:"17,keyasint,omitempty"` // the messenger's own, opaque here
 	Hello     bool      `cbor:"18,keyasint,omitempty"` // introduces us: its receipt makes the contact established
 	Lost      int       `cbor:"19,keyasint,omitempty"` // how often the receiver said that it cannot open it
+	Talk      [16]byte  `cbor:"21,keyasint,omitzero"`  // with Row: where its message is, so that a receipt need not look for it
+	Row       uint64    `cbor:"22,keyasint,omitempty"`
 }
 
 // String keeps the acknowledgement and the item out of logs.

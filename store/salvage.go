@@ -211,7 +211,7 @@ func (v *salvager) write() error {
 // repair makes indexes, counts and the event log agree with the rows that are left.
 func (v *salvager) repair() error {
 	for _, fix := range []func(*Tx) error{
-		v.dropStates, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions,
+		v.dropParts, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions,
 	} {
 		if err := v.to.View(fix); err != nil {
 			return fmt.Errorf("store: salvage: %w", err)
@@ -253,12 +253,15 @@ func (v *salvager) queue(e rawEntry) error {
 	return nil
 }
 
-// dropStates removes states whose message is gone.
-func (v *salvager) dropStates(tx *Tx) error {
-	return v.dropIf(tx, tStatus, func(k []byte) bool {
-		_, err := tx.getRaw(key(tMessage, k[1:]))
-		return errors.Is(err, ErrNotFound)
-	})
+// dropParts removes what belongs to a row that is gone: states without their message, halves of sessions.
+func (v *salvager) dropParts(tx *Tx) error {
+	without := func(part, of table) error {
+		return v.dropIf(tx, part, func(k []byte) bool {
+			_, err := tx.getRaw(key(of, k[1:]))
+			return errors.Is(err, ErrNotFound)
+		})
+	}
+	return errors.Join(without(tStatus, tMessage), without(tSession, tSessionTail), without(tSessionTail, tSession))
 }
 
 // recount makes the counts anew from the messages there are.

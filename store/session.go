@@ -1,8 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -13,9 +15,12 @@ type Session struct {
 	Account  [32]byte  `cbor:"2,keyasint"`
 	Device   [16]byte  `cbor:"3,keyasint"`
 	State    []byte    `cbor:"4,keyasint"`
+	Tail     int       `cbor:"8,keyasint,omitempty"` // how many bytes at the end of State change rarely: they have a row of their own
 	Created  time.Time `cbor:"5,keyasint,omitzero"`
 	LastUsed time.Time `cbor:"6,keyasint,omitzero"`
 	Archived bool      `cbor:"7,keyasint,omitempty"` // received on, never sent on
+
+	tail []byte // the row's own when it was read: written anew only when it differs
 }
 
 // String keeps the ratchet out of logs.
@@ -43,7 +48,37 @@ func (tx *Tx) PutSession(row Session) error {
 			return err
 		}
 	}
-	return put(tx, key(tSession, row.Account[:], row.Device[:], row.ID[:]), row)
+	cut := len(row.State) - row.Tail
+	if cut < 0 {
+		return fmt.Errorf("store: session state of %d bytes with a tail of %d", len(row.State), row.Tail)
+	}
+	tail := row.State[cut:]
+	row.State = row.State[:cut]
+	if !known || !bytes.Equal(tail, row.tail) {
+		if err := tx.putRaw(key(tSessionTail, row.name()), bytes.Clone(tail)); err != nil {
+			return err
+		}
+	}
+	return put(tx, key(tSession, row.name()), row)
+}
+
+func (row *Session) name() []byte { return slices.Concat(row.Account[:], row.Device[:], row.ID[:]) }
+
+// session reads a session with its tail.
+func (tx *Tx) session(name []byte) (Session, error) {
+	row, err := get[Session](tx, key(tSession, name))
+	if err != nil {
+		return row, err
+	}
+	k := key(tSessionTail, name)
+	if row.tail, err = tx.getRaw(k); err != nil {
+		return row, tx.s.danglingIndex(k, err)
+	}
+	if len(row.tail) != row.Tail {
+		return row, tx.s.damaged(k, fmt.Errorf("%d bytes, not %d", len(row.tail), row.Tail))
+	}
+	row.State = slices.Concat(row.State, row.tail)
+	return row, nil
 }
 
 // Session returns one session by its id.
@@ -52,7 +87,7 @@ func (tx *Tx) Session(id [16]byte) (Session, error) {
 	if err != nil {
 		return Session{}, err
 	}
-	return get[Session](tx, key(tSession, owner.Account[:], owner.Device[:], id[:]))
+	return tx.session(slices.Concat(owner.Account[:], owner.Device[:], id[:]))
 }
 
 // Sessions returns the sessions with one device, newest use first.
@@ -84,10 +119,9 @@ func (tx *Tx) sessions(index []byte) ([]Session, error) {
 	}
 	rows := make([]Session, 0, len(names))
 	for _, name := range names {
-		k := key(tSession, name)
-		row, err := get[Session](tx, k)
+		row, err := tx.session(name)
 		if err != nil {
-			return nil, tx.s.danglingIndex(k, err)
+			return nil, tx.s.danglingIndex(key(tSession, name), err)
 		}
 		rows = append(rows, row)
 	}
@@ -110,7 +144,7 @@ func (tx *Tx) DeleteSession(id [16]byte) error {
 	if _, err := tx.dropSkipped(key(tSkipped, id[:])); err != nil {
 		return err
 	}
-	for _, t := range []table{tSession, tSessionOf} {
+	for _, t := range []table{tSession, tSessionTail, tSessionOf} {
 		if err := tx.delete(key(t, owner.Account[:], owner.Device[:], id[:])); err != nil {
 			return err
 		}
