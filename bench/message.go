@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"sotto/messenger"
+	"sotto/store"
 )
 
 // latency is one text to a contact who is online, from the call to send it until its delivered receipt is on disk: both
@@ -83,15 +84,20 @@ func sustained(ctx context.Context, o options) (figure, error) {
 	if _, err := f.meet(ctx); err != nil {
 		return figure{}, err
 	}
+	from, to := f.bob.store.Stats(), f.alice.store.Stats()
 	took, err := f.pour(ctx, o.count)
 	if err != nil {
 		return figure{}, err
+	}
+	per := func(p *person, before store.Stats) float64 {
+		return float64(o.count) / float64(p.store.Stats().Commits-before.Commits)
 	}
 	rate, best := float64(o.count)/took.Seconds(), float64(o.count)/limit.Seconds()
 	return figure{
 		got:  fmt.Sprintf("%.2f × S: %.0f msg/s, S %.0f msg/s", rate/best, rate, best),
 		beat: rate >= 0.2*best,
-		note: fmt.Sprintf("%d texts of %d bytes, %d under way", o.count, size, window),
+		note: fmt.Sprintf("%d texts of %d bytes, %d under way; a commit holds %.0f of them at the sender, %.0f at the receiver",
+			o.count, size, window, per(f.bob, from), per(f.alice, to)),
 	}, nil
 }
 

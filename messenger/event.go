@@ -14,9 +14,9 @@ import (
 // event is what the store's log keeps of an entry: who it is about, not what it says, so that a text that is deleted is
 // gone here too.
 type event struct {
-	Message [16]byte `cbor:"1,keyasint"`
-	Account [32]byte `cbor:"2,keyasint"`
-	Invite  [16]byte `cbor:"3,keyasint"`
+	Message [16]byte `cbor:"1,keyasint,omitzero"`
+	Account [32]byte `cbor:"2,keyasint,omitzero"`
+	Invite  [16]byte `cbor:"3,keyasint,omitzero"`
 	State   string   `cbor:"4,keyasint,omitempty"`
 }
 

@@ -76,7 +76,7 @@ type Limits struct {
 
 func (l Limits) withDefaults() Limits {
 	day := 24 * time.Hour
-	set(&l.Window, 256)
+	set(&l.Window, 1024)
 	set(&l.RetryMin, time.Second)
 	set(&l.RetryMax, 5*time.Minute)
 	set(&l.GapWait, 10*time.Second)

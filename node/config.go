@@ -70,7 +70,7 @@ type Handlers struct {
 type Limits struct {
 	ContactConns  int           // 8: connections to contacts at a time; the least used one closes for a new one
 	ContactIdle   time.Duration // 5 min: a contact's connection without an offer or answer for so long is closed
-	InFlight      int           // 256: offers of one stream without an answer
+	InFlight      int           // 1024: offers of one stream without an answer
 	InFlightBytes int           // 2 MiB: their size
 	StreamsIn     int           // 2: direct streams one peer may have open; a further one replaces the oldest
 	AnswerTimeout time.Duration // 5 s without an answer, plus what the bytes take at 4 KiB/s, end a stream
@@ -96,7 +96,7 @@ type Limits struct {
 func (l Limits) withDefaults() Limits {
 	setInt(&l.ContactConns, 8)
 	setDur(&l.ContactIdle, 5*time.Minute)
-	setInt(&l.InFlight, 256)
+	setInt(&l.InFlight, 1024)
 	setInt(&l.InFlightBytes, 2<<20)
 	setInt(&l.StreamsIn, 2)
 	setDur(&l.AnswerTimeout, 5*time.Second)

@@ -130,10 +130,9 @@ func (n *Node) makeHosts() error {
 func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	n.tasks.open()
 	var wg sync.WaitGroup
 	for _, loop := range []func(context.Context){
-		n.tellNews, n.keepBootstrapped, n.superviseConns, n.watchHosts, n.watchInterfaces, n.learnVolunteers, n.keepMDNS,
+		n.tellNews, n.keepBootstrapped, n.superviseConns, n.watchHosts, n.watchInterfaces, n.learnVolunteers, n.keepMDNS, n.tasks.admit,
 	} {
 		wg.Go(func() { loop(ctx) })
 	}
@@ -180,23 +179,18 @@ func closer[T interface {
 
 // tasks counts the goroutines that work for a node outside Run's own loops: stream handlers, stream readers.
 type tasks struct {
-	opened chan struct{} // closed when Run begins
-	once   sync.Once
+	open  chan context.Context // Run gives its context to each handler that begins
+	ended chan struct{}
 
 	mu      sync.Mutex
 	stopped bool
-	onStop  []func()
 	wg      sync.WaitGroup
 }
 
-func newTasks() *tasks { return &tasks{opened: make(chan struct{})} }
+func newTasks() *tasks { return &tasks{open: make(chan context.Context), ended: make(chan struct{})} }
 
-// handle registers a stream handler that waits for open and that wait waits for; its context ends with stop.
+// handle registers a stream handler that waits for Run and that wait waits for.
 func (t *tasks) handle(h host.Host, id protocolID, serve func(context.Context, network.Stream)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	t.mu.Lock()
-	t.onStop = append(t.onStop, cancel)
-	t.mu.Unlock()
 	h.SetStreamHandler(id, func(s network.Stream) {
 		if !t.start() {
 			_ = s.Reset()
@@ -204,15 +198,24 @@ func (t *tasks) handle(h host.Host, id protocolID, serve func(context.Context, n
 		}
 		defer t.done()
 		select {
-		case <-t.opened:
+		case ctx := <-t.open:
 			serve(ctx, s)
-		case <-ctx.Done():
+		case <-t.ended:
 			_ = s.Reset()
 		}
 	})
 }
 
-func (t *tasks) open() { t.once.Do(func() { close(t.opened) }) }
+// admit lets handlers begin until ctx ends.
+func (t *tasks) admit(ctx context.Context) {
+	for {
+		select {
+		case t.open <- ctx:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
 
 func (t *tasks) start() bool {
 	t.mu.Lock()
@@ -229,9 +232,9 @@ func (t *tasks) done() { t.wg.Done() }
 func (t *tasks) stop() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.stopped = true
-	for _, end := range t.onStop {
-		end()
+	if !t.stopped {
+		t.stopped = true
+		close(t.ended)
 	}
 }
 

@@ -291,8 +291,8 @@ func p2pAddrs(h host.Host) []string {
 func (v *Volunteer) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	v.tasks.open()
 	var wg sync.WaitGroup
+	wg.Go(func() { v.tasks.admit(ctx) })
 	wg.Go(func() { v.keepPeers(ctx) })
 	if v.cfg.MDNS {
 		s := mdns.NewMdnsService(v.dht, v.proto.mdns, found(func(peer.AddrInfo) {}))

@@ -140,3 +140,30 @@ func FuzzOpenEnvelope(f *testing.F) {
 		}
 	})
 }
+
+func FuzzRestore(f *testing.F) {
+	alice, bob := pair(f)
+	item := alice.say(f, "genuine")
+	bob.mustHear(f, item.Item, "genuine")
+	head, _ := alice.Heading(item.Chain)
+	short, _ := Shorten(item.Item)
+	f.Add(head.Marshal(), short, item.N)
+	f.Add(head.Marshal(), short[:20], item.N)
+	f.Add([]byte{1}, short, item.N)
+	f.Fuzz(func(t *testing.T, heading, short []byte, n uint32) {
+		h, err := ParseHeading(heading)
+		if err != nil {
+			return
+		}
+		if !bytes.Equal(h.Marshal(), heading) {
+			t.Fatal("a heading has two forms")
+		}
+		item, err := h.Restore(short, n)
+		if err != nil {
+			return
+		}
+		if again, ok := Shorten(item); !ok || !bytes.Equal(again, short) {
+			t.Fatal("what was restored does not shorten to the same")
+		}
+	})
+}
