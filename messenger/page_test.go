@@ -1,6 +1,8 @@
 package messenger_test
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -10,7 +12,7 @@ import (
 	"sotto/wire"
 )
 
-func TestMessagesWrittenAtOneMomentAreAllOnThePages(t *testing.T) {
+func TestMessagesWrittenAtOneMomentAreAllOnThePagesInOneOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net, mallory, bob := pair(t)
 		net.Cut(mallory.port, bob.port, true) // neither knows what the other writes
@@ -23,12 +25,19 @@ func TestMessagesWrittenAtOneMomentAreAllOnThePages(t *testing.T) {
 		settle(10 * time.Minute)
 		mallory.send("bob", "one more") // so that a page ends between two of one moment
 		settle(time.Minute)
-		for _, p := range []*person{mallory, bob} {
+		var shown [2][]string
+		for i, p := range []*person{mallory, bob} {
 			with := map[*person]string{mallory: "bob", bob: "mallory"}[p]
 			page, err := p.m.Messages(t.Context(), with, messenger.MessagesQuery{Limit: 1000, Peek: true})
 			if err != nil || len(page) != 201 {
 				t.Errorf("%s sees %d messages, %v", p.name, len(page), err)
 			}
+			for _, msg := range page {
+				shown[i] = append(shown[i], fmt.Sprintf("%x", msg.ID))
+			}
+		}
+		if !slices.Equal(shown[0], shown[1]) {
+			t.Error("the two see their messages in different orders")
 		}
 	})
 }

@@ -87,11 +87,11 @@ func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) 
 // page collects shown rows, the newest, up to maxPage; held ones are passed over.
 func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) ([]Message, error) {
 	var out []Message
-	var oldest store.Message
+	var oldest *store.Message
 	size := 0
 	for len(out) < limit && size < maxPage {
 		some := min(limit, 32)
-		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: oldest.Order, BeforeSeq: oldest.Seq, Since: since})
+		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: oldest, Since: since})
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +104,7 @@ func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Ti
 		if len(rows) < some {
 			break
 		}
-		oldest = rows[0]
+		oldest = &rows[0]
 	}
 	slices.Reverse(out)
 	return out, nil

@@ -195,7 +195,7 @@ func (tx *Tx) deepTalks(ctx context.Context, report *DeepReport) error {
 // deepIndexes follows every index to its row.
 func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 	return errors.Join(
-		tx.follow(ctx, tOrder, func(k, _ []byte) []byte { return key(tMessage, k[1:17], k[25:]) }),
+		tx.follow(ctx, tOrder, func(k, _ []byte) []byte { return ordered(k) }),
 		tx.follow(ctx, tMessageID, func(_, plain []byte) []byte {
 			var at place
 			if decode(plain, &at) != nil || at.Seq == 0 {

@@ -485,7 +485,7 @@ func TestARowThatChangedIsDamageWhenItIsRead(t *testing.T) {
 			changeRow(t, s, messageKey(id16(1), 1), func(b []byte) []byte { setRow(messageKey(id16(1), 2), b)(t, s); return b })
 		}, message},
 		{"gone", dropRow(messageKey(id16(1), 2)), list},
-		{"its index emptied", setRow(key(tOrder, id16b(1), u64(2<<16), u64(2)), nil), list},
+		{"its index emptied", setRow(placeOf(2), nil), list},
 		{"its id gone from under a second copy", setRow(key(tMessageID, id16b(2)), []byte("junk")), message},
 		{"a secret of an epoch that is gone", func(t *testing.T, s *Store) {
 			changeRow(t, s, key(tSecret, []byte("s")), func(b []byte) []byte { b[8] ^= 0x40; return b })
@@ -557,7 +557,7 @@ func TestAStartRecountsTheNewestMessages(t *testing.T) {
 	}{
 		{"a row of the newest thousand lost with its index", func(t *testing.T, s *Store) {
 			dropRow(messageKey(id16(1), 1900))(t, s)
-			dropRow(key(tOrder, id16b(1), u64(1900<<16), u64(1900)))(t, s)
+			dropRow(placeOf(1900))(t, s)
 		}, true},
 		{"a row brought back", func(t *testing.T, s *Store) {
 			setRow(messageKey(id16(1), 1901), s.rows.seal(s.ring, messageKey(id16(1), 1901), []byte{0xa0}))(t, s)

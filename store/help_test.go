@@ -84,6 +84,13 @@ func testMessage(conv [16]byte, n int) *Message {
 		Text: "a text of an ordinary length, as people write them", State: "queued", Raw: make([]byte, 180)}
 }
 
+// placeOf is the order key of the first conversation's n-th test message.
+func placeOf(n int) []byte {
+	m := testMessage(id16(1), n)
+	m.Seq = uint64(n)
+	return orderKey(*m)
+}
+
 func wantErr(t testing.TB, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {

@@ -20,7 +20,7 @@ const (
 	tTally         table = 0x19 // conversation 16 → count, last row, running hash
 	tBlock         table = 0x1a // conversation 16, block u64 → the same for 256 rows
 	tMessage       table = 0x20 // conversation 16, seq u64
-	tOrder         table = 0x21 // conversation 16, order u64, seq u64 → empty
+	tOrder         table = 0x21 // conversation 16, order u64, first half of the message id 8, seq u64 → empty
 	tStatus        table = 0x23 // conversation 16, seq u64: where a message of ours stands, once that changed
 	tMessageID     table = 0x22 // message id 16 → conversation, seq; kept for ever
 	tOutgoing      table = 0x28 // account 32, order u64

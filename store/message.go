@@ -133,7 +133,12 @@ func statusKey(conv [16]byte, seq uint64) []byte { return key(tStatus, conv[:], 
 
 func messageKey(conv [16]byte, seq uint64) []byte { return key(tMessage, conv[:], u64(seq)) }
 
-func orderKey(m Message) []byte { return key(tOrder, m.Conv[:], u64(m.Order), u64(m.Seq)) }
+// orderKey is the place a row is shown at. Of two that were written at one moment the smaller id comes first, so that both
+// sides show them alike.
+func orderKey(m Message) []byte { return key(tOrder, m.Conv[:], u64(m.Order), m.ID[:8], u64(m.Seq)) }
+
+// ordered names the row of an order key.
+func ordered(k []byte) []byte { return key(tMessage, k[1:17], k[33:]) }
 
 // PutMessage writes a message, with Seq 0 as a new row whose number is filled in. An id that was here before, deleted or
 // in another conversation, is ErrExists: the permanent duplicate check.
@@ -372,11 +377,10 @@ func (tx *Tx) messagesAt(places []place) ([]Message, error) {
 
 // MessagesQuery chooses rows of a conversation.
 type MessagesQuery struct {
-	Limit     int       // at most so many, 0 is all
-	Before    uint64    // only rows with a smaller Order, 0 is no bound
-	BeforeSeq uint64    // with Before: and those of that Order with a smaller Seq; two authors may write at one moment
-	After     uint64    // only rows with a greater Order; with After the oldest rows win the limit, without it the newest
-	Since     time.Time // only rows taken at or after this moment
+	Limit  int       // at most so many, 0 is all
+	Before *Message  // only rows shown before this one, nil is no bound
+	After  uint64    // only rows with a greater Order; with After the oldest rows win the limit, without it the newest
+	Since  time.Time // only rows taken at or after this moment
 }
 
 // staleRun is how many rows in a row must be older than Since before a search for newer ones ends: rows are ordered by the
@@ -386,22 +390,27 @@ const staleRun = 256
 // Messages returns rows of a conversation in their order, newest last.
 func (tx *Tx) Messages(conv [16]byte, q MessagesQuery) ([]Message, error) {
 	sc := scan{prefix: key(tOrder, conv[:]), keysOnly: true, reverse: q.After == 0}
+	var before []byte
+	if q.Before != nil {
+		at := *q.Before
+		at.Conv = conv
+		before = orderKey(at)
+	}
 	switch {
 	case q.After == ^uint64(0):
 		return nil, nil
 	case q.After > 0:
 		sc.from = key(tOrder, conv[:], u64(q.After+1))
-	case q.Before > 0:
-		sc.from = key(tOrder, conv[:], u64(q.Before), u64(q.BeforeSeq))
+	case before != nil:
+		sc.from = before
 	}
 	var list []Message
 	stale := 0
 	err := tx.iterate(sc, func(k, _ []byte) (bool, error) {
-		order, seq := binary.BigEndian.Uint64(k[17:]), binary.BigEndian.Uint64(k[25:])
-		if q.Before > 0 && (order > q.Before || order == q.Before && seq >= q.BeforeSeq) {
+		if before != nil && bytes.Compare(k, before) >= 0 {
 			return sc.reverse, nil
 		}
-		m, err := tx.messageAt(place{conv, seq})
+		m, err := tx.messageAt(place{conv, binary.BigEndian.Uint64(k[33:])})
 		if err != nil {
 			return false, err
 		}

@@ -158,14 +158,14 @@ func TestMessagesComeInOrderWithinBounds(t *testing.T) {
 	}{
 		{MessagesQuery{}, "10 20 30 40 50"},
 		{MessagesQuery{Limit: 2}, "40 50"},
-		{MessagesQuery{Before: 40}, "10 20 30"},
-		{MessagesQuery{Before: 40, Limit: 1}, "30"},
+		{MessagesQuery{Before: &Message{Order: 40}}, "10 20 30"},
+		{MessagesQuery{Before: &Message{Order: 40}, Limit: 1}, "30"},
 		{MessagesQuery{After: 20}, "30 40 50"},
 		{MessagesQuery{After: 20, Limit: 2}, "30 40"},
-		{MessagesQuery{After: 20, Before: 50}, "30 40"},
+		{MessagesQuery{After: 20, Before: &Message{Order: 50}}, "30 40"},
 		{MessagesQuery{Since: someTime.Add(2 * time.Hour)}, "20 30 40"},
 		{MessagesQuery{After: ^uint64(0)}, ""},
-		{MessagesQuery{Before: 5}, ""},
+		{MessagesQuery{Before: &Message{Order: 5}}, ""},
 	} {
 		view(t, s, func(tx *Tx) error {
 			list, err := tx.Messages(conv, c.q)
@@ -404,9 +404,10 @@ func TestPagesOfRowsThatWereWrittenAtOneMomentMissNone(t *testing.T) {
 		return nil
 	})
 	view(t, s, func(tx *Tx) error {
-		seen, oldest := map[[16]byte]bool{}, Message{}
+		seen := map[[16]byte]bool{}
+		var oldest *Message
 		for {
-			page, err := tx.Messages(conv, MessagesQuery{Limit: 4, Before: oldest.Order, BeforeSeq: oldest.Seq})
+			page, err := tx.Messages(conv, MessagesQuery{Limit: 4, Before: oldest})
 			if err != nil || len(page) == 0 {
 				if len(seen) != 30 {
 					t.Errorf("%d of 30 rows are on the pages", len(seen))
@@ -419,7 +420,7 @@ func TestPagesOfRowsThatWereWrittenAtOneMomentMissNone(t *testing.T) {
 				}
 				seen[m.ID] = true
 			}
-			oldest = page[0]
+			oldest = &page[0]
 		}
 	})
 }

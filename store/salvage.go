@@ -355,7 +355,7 @@ func (v *salvager) dropDangling(tx *Tx) error {
 			}
 			return true, v.set(k, place{Conv: at.Conv})
 		}),
-		v.dropIf(tx, tOrder, func(k []byte) bool { return gone(key(tMessage, k[1:17], k[25:])) }),
+		v.dropIf(tx, tOrder, func(k []byte) bool { return gone(ordered(k)) }),
 		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		tx.iterate(scan{prefix: key(tSessionID)}, func(k, plain []byte) (bool, error) {
