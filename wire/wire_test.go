@@ -360,6 +360,9 @@ func FuzzParseContent(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if got := TextOf(b); got != c.Text {
+			t.Errorf("text alone is %q, in all %q", got, c.Text)
+		}
 		again, err := c.Marshal()
 		if err != nil {
 			return // unknown fields may push a rewritten content over the limit
