@@ -299,7 +299,8 @@ func talk(s *store.Store, conv wire.ConvID) (rows []Row, err error) {
 	err = s.View(func(tx *store.Tx) error {
 		list, err := tx.Messages(conv, store.MessagesQuery{})
 		for _, msg := range list {
-			row := Row{ID: wire.MsgID(msg.ID).String(), Sum: Sum(msg.Text), Text: head(msg.Text), Mine: msg.Out, State: msg.State, Why: msg.Why, Missing: msg.Gap}
+			text := wire.TextOf(msg.Raw)
+			row := Row{ID: wire.MsgID(msg.ID).String(), Sum: Sum(text), Text: head(text), Mine: msg.Out, State: msg.State, Why: msg.Why, Missing: msg.Gap}
 			if msg.Held {
 				row.Why = "held back because others are missing"
 			}
