@@ -27,6 +27,7 @@ func engineOptions(cfg Config, key []byte) badger.Options {
 	}
 	opt.Logger = engineLog{cfg.Log}
 	opt.SyncWrites = !cfg.NoSync
+	opt.BypassLockGuard = true // the store's own lock covers the engine; the engine's stays held while any process is being started
 	opt.NumVersionsToKeep = 1
 	opt.DetectConflicts = true
 	opt.MemTableSize = 8 << 20
@@ -54,9 +55,6 @@ func openEngine(opt badger.Options) (*badger.DB, error) {
 	db, err := badger.Open(opt)
 	if err != nil && retry && (errors.Is(err, z.NewFile) || strings.Contains(err.Error(), z.NewFile.Error())) {
 		db, err = badger.Open(opt)
-	}
-	if err != nil && strings.Contains(err.Error(), "Cannot acquire directory lock") { // badger has no sentinel for it
-		return nil, fmt.Errorf("store: open engine: %w", ErrLocked)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("store: open engine: %w", err)
