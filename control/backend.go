@@ -63,7 +63,7 @@ func FromStore(err error) error {
 		{store.ErrLocked, "home_in_use", "Stop the other one: sotto down, or choose another home with --home.", ExitNoNode},
 		{store.ErrFull, "disk_full", "Free some space; reading goes on, and writing will as soon as there is room.", ExitRefused},
 		{store.ErrNewerFormat, "newer_format", "Install the newer version that wrote it; nothing was changed.", ExitFailed},
-		{store.ErrDamaged, "store_damaged", "Keep a copy of the home before anything else; what can be read is still shown.", ExitFailed},
+		{store.ErrDamaged, "store_damaged", "Save what can be read into a new home: sotto doctor --salvage NEW-DIRECTORY", ExitFailed},
 		{store.ErrReadOnly, "store_read_only", "Restart sotto: sotto down, then sotto up", ExitFailed},
 	} {
 		if errors.Is(err, known.is) {
@@ -244,7 +244,7 @@ func (b Messenger) Status(ctx context.Context) (Status, error) {
 	switch {
 	case len(s.Damage) > 0:
 		st.Store.State = "damaged"
-		st.Warnings = append(st.Warnings, Warning{Text: "the database is damaged: " + s.Damage[0].String(), Fix: "keep a copy of the home, then restart sotto"})
+		st.Warnings = append(st.Warnings, Warning{Text: "the database is damaged: " + s.Damage[0].String(), Fix: "stop sotto, then save what can be read: sotto doctor --salvage NEW-DIRECTORY"})
 	case s.Full:
 		st.Store.State = "full"
 		st.Warnings = append(st.Warnings, Warning{Text: "the disk is nearly full: nothing new is taken", Fix: "free some space"})

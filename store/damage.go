@@ -18,7 +18,7 @@ type Damage struct {
 func (d Damage) String() string { return d.Where + ": " + d.What }
 
 // whatToDo ends every message about damage.
-const whatToDo = "the store is read-only now so that nothing more is lost; stop sotto, copy the directory, and salvage what can be read into a fresh one"
+const whatToDo = "the store is damaged and takes no writes, so that nothing more is lost: salvage what can be read, sotto doctor --salvage DIRECTORY"
 
 // maxDamage is how many findings are kept.
 const maxDamage = 100

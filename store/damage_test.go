@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -154,6 +155,9 @@ func TestDamageIsNeverSilentAndTheRestIsSalvaged(t *testing.T) {
 		{"key registry flipped", in("db/KEYREGISTRY"), flipAt(0.2), true, flushed + logged},
 		{"key registry cut", in("db/KEYREGISTRY"), cutAt(0.2), true, flushed + logged},
 		{"key registry cut behind its head", in("db/KEYREGISTRY"), func(b []byte) []byte { return b[:28] }, false, flushed + logged},
+		{"key registry turned to garbage behind its head", in("db/KEYREGISTRY"), func(b []byte) []byte {
+			return append(b[:registryHead:registryHead], bytes.Repeat([]byte{0xf0}, 100)...)
+		}, true, flushed + logged},
 		{"key registry deleted", in("db/KEYREGISTRY"), nil, true, flushed + logged},
 		{"sentinel flipped", in("sentinel"), flipAt(0.5), true, flushed + logged},
 		{"sentinel deleted", in("sentinel"), nil, true, flushed + logged},
@@ -655,4 +659,39 @@ func TestATableThatAKillLeftBehindAfterItsCompactionIsNoDamage(t *testing.T) {
 		}
 		return err
 	})
+}
+
+// The engine's own reader makes room for whatever length it finds: four damaged bytes cost it gigabytes.
+func TestAKeyRegistryOfGarbageIsRefusedWithoutMakingRoomForIt(t *testing.T) {
+	for name, change := range map[string]func(b []byte) []byte{
+		"a length of four gigabytes": func(b []byte) []byte {
+			binary.BigEndian.PutUint32(b[registryHead:], 1<<32-1)
+			return b
+		},
+		"a data key cut short":    func(b []byte) []byte { return b[:len(b)-1] },
+		"a length without a key":  func(b []byte) []byte { return append(b, 0, 0, 0) },
+		"a changed data key":      func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
+		"garbage without an end":  func([]byte) []byte { return bytes.Repeat([]byte("garbage "), mostRegistry/8+1) },
+		"garbage of its own size": func(b []byte) []byte { return bytes.Repeat([]byte{0xa5}, len(b)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t)
+			if err := open(t, cfg).Close(); err != nil {
+				t.Fatal(err)
+			}
+			registry := filepath.Join(cfg.Dir, engineDir, badger.KeyRegistryFileName)
+			edit(t, registry, change)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, err := Open(context.Background(), cfg)
+			runtime.ReadMemStats(&after)
+			wantErr(t, err, ErrDamaged)
+			if !strings.Contains(err.Error(), registry) {
+				t.Errorf("the error does not name the file: %v", err)
+			}
+			if used := after.TotalAlloc - before.TotalAlloc; used > 32<<20 {
+				t.Errorf("it took %d MiB to say so", used>>20)
+			}
+		})
+	}
 }

@@ -147,7 +147,7 @@ func (s *Store) openLocked(ctx context.Context) (*Store, error) {
 	cfg := s.cfg
 	was, known, err := readSentinel(cfg)
 	if errors.Is(err, errSentinel) {
-		return nil, stop(sentinelName, err)
+		return nil, stop(cfg.path(sentinelName), err)
 	}
 	if err != nil {
 		return nil, err
@@ -202,11 +202,11 @@ func agree(cfg Config, was sentinel, known bool) error {
 	files := len(tables)+len(logs) > 0 || present(badger.ManifestFilename)
 	switch {
 	case !known && files:
-		return stop(sentinelName, errors.New("it is missing beside a database"))
+		return stop(cfg.path(sentinelName), errors.New("it is missing beside a database"))
 	case known && !was.Fresh && !present(badger.ManifestFilename), files && !present(badger.ManifestFilename) && !was.Fresh:
-		return stop(badger.ManifestFilename, errors.New("it is missing"))
+		return stop(filepath.Join(cfg.path(engineDir), badger.ManifestFilename), errors.New("it is missing"))
 	case known && !was.Fresh && !present(badger.KeyRegistryFileName):
-		return stop(badger.KeyRegistryFileName, errors.New("it is missing"))
+		return stop(filepath.Join(cfg.path(engineDir), badger.KeyRegistryFileName), errors.New("it is missing"))
 	}
 	return nil
 }
@@ -231,14 +231,14 @@ func (s *Store) create() (sentinel, error) {
 func (s *Store) openPage() error {
 	b, err := os.ReadFile(s.cfg.path(pageName))
 	if os.IsNotExist(err) {
-		return stop(pageName, errors.New("it is missing: the secrets are lost, messages and contacts can be salvaged"))
+		return stop(s.cfg.path(pageName), errors.New("it is missing: the secrets are lost, messages and contacts can be salvaged"))
 	}
 	if err != nil {
 		return fmt.Errorf("store: read key page: %w", err)
 	}
 	r, current, err := readRing(s.keys.page, b)
 	if err != nil {
-		return stop(pageName, err)
+		return stop(s.cfg.path(pageName), err)
 	}
 	f, err := os.OpenFile(s.cfg.path(pageName), os.O_RDWR, 0o600)
 	if err != nil {
@@ -260,7 +260,7 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 			return fmt.Errorf("store: open: %w", context.Cause(ctx))
 		}
 		if err != nil {
-			return stop("the engine's files", err)
+			return stop(s.cfg.path(engineDir), err)
 		}
 	}
 	if err := s.keepCopies(); err != nil {
@@ -270,6 +270,10 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 	if err := s.writeSentinel(); err != nil {
 		return err
 	}
+	registry := s.engineFile(badger.KeyRegistryFileName)
+	if err := checkRegistry(registry); err != nil { // inspect did not look into a fresh store
+		return stop(registry, err)
+	}
 	err := s.disk.around(stepEngineOpen, func() (err error) {
 		s.db, err = openEngine(engineOptions(s.cfg, s.keys.db))
 		return err
@@ -278,7 +282,7 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 		return err
 	}
 	if err != nil {
-		return stop("the engine's files", err)
+		return stop(s.cfg.path(engineDir), err)
 	}
 	if s.sentinel.Fresh {
 		s.sentinel.Fresh = false

@@ -93,7 +93,7 @@ func (v *salvager) found(where string, err error) {
 
 // openAny takes the key registry of the store or one of its copies, and every table there is.
 func (v *salvager) openAny(from string) (*engineFileSet, error) {
-	files, err := newEngineFiles(from, v.to.keys.db, filepath.Join(from, engineDir))
+	files, err := v.registry(from, filepath.Join(from, engineDir))
 	for n := 1; (err != nil || len(files.dataKeys()) == 0) && n <= keptCopies; n++ {
 		if err == nil {
 			err = errors.New("the key registry is empty")
@@ -108,7 +108,7 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 			rerr = os.WriteFile(filepath.Join(dir, badger.KeyRegistryFileName), b, 0o600)
 		}
 		if rerr == nil {
-			files, err = newEngineFiles(from, v.to.keys.db, dir)
+			files, err = v.registry(from, dir)
 		} else {
 			err = rerr
 		}
@@ -142,6 +142,14 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 	}
 	newestFirst(files.live)
 	return files, nil
+}
+
+// registry takes the key registry in a directory.
+func (v *salvager) registry(from, dir string) (*engineFileSet, error) {
+	if err := checkRegistry(filepath.Join(dir, badger.KeyRegistryFileName)); err != nil {
+		return nil, err
+	}
+	return newEngineFiles(from, v.to.keys.db, dir)
 }
 
 func (v *salvager) within(ctx context.Context) func(rawEntry) error {
@@ -438,16 +446,16 @@ func (s *Store) openReadable(ctx context.Context, found []Damage) (*Store, error
 	cause := errors.New(found[0].String())
 	dir := s.cfg.path(readableDir)
 	if err := os.RemoveAll(dir); err != nil {
-		return nil, stop("the engine's files", errors.Join(cause, err))
+		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
 	}
 	cfg := s.cfg
 	cfg.Dir, cfg.Ballast, cfg.Probe, cfg.Fault = dir, -1, nil, nil
 	if _, err := salvage(ctx, s.cfg.Dir, cfg); err != nil {
-		return nil, stop("the engine's files", errors.Join(cause, err))
+		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
 	}
 	copied, err := Open(ctx, cfg)
 	if err != nil {
-		return nil, stop("the engine's files", errors.Join(cause, err))
+		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
 	}
 	copied.outer = s
 	for _, d := range found {
