@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -284,6 +285,9 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 	if err != nil {
 		return stop(s.cfg.path(engineDir), err)
 	}
+	if s.place, err = os.Stat(s.cfg.path(engineDir)); err != nil {
+		return fmt.Errorf("store: look at directory: %w", err)
+	}
 	if s.sentinel.Fresh {
 		s.sentinel.Fresh = false
 		if err := s.writeSentinel(); err != nil {
@@ -407,9 +411,21 @@ func (s *Store) Close() error {
 	if again {
 		return nil
 	}
-	last := s.submit(func(*Tx) error { return nil }, true).Wait() // whatever was queued is done
-	var err error
-	if last == nil && !s.cfg.InMemory && s.vaultChanged.Load() {
+	if s.cfg.InMemory {
+		return s.closeMemory()
+	}
+	var last error
+	err := s.bounded(func() error { // whatever was queued is done
+		last = s.submit(func(*Tx) error { return nil }, true).Wait()
+		return nil
+	})
+	if err != nil { // a commit hangs, or there is nothing left to commit into: the engine would not close either
+		s.mu.Lock()
+		s.closed, s.left = true, true
+		s.mu.Unlock()
+		return errors.Join(err, s.shut())
+	}
+	if last == nil && s.vaultChanged.Load() {
 		err = s.NewEpoch()
 	}
 	s.mu.Lock()
@@ -417,17 +433,67 @@ func (s *Store) Close() error {
 	clean := s.failed == nil && len(s.damage) == 0 && s.outer == nil
 	s.mu.Unlock()
 	s.views.Wait()
-	if s.cfg.InMemory {
-		return errors.Join(err, s.db.Close())
-	}
 	return errors.Join(err, s.closeFiles(clean))
 }
 
+// closeMemory closes a store that has no files of its own.
+func (s *Store) closeMemory() error {
+	_ = s.submit(func(*Tx) error { return nil }, true).Wait()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.views.Wait()
+	err := s.db.Close()
+	if s.outer != nil {
+		err = errors.Join(err, s.outer.shut())
+	}
+	return err
+}
+
+// closeWithin is how long the engine may take to end: it writes out 16 MiB at most, and ends compactions that are under way.
+const closeWithin = time.Minute
+
+// bounded does what the engine may never come back from: when it cannot write a table it tries again each second, for as long
+// as the program runs. It is given up at once when the directory was deleted or moved away, and else after a minute. Then the
+// engine stays open until the program ends, which is about to happen; its log keeps everything for the next start.
+func (s *Store) bounded(act func() error) error {
+	if err := s.present(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- act() }()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for range closeWithin / time.Second {
+		select {
+		case err := <-done:
+			return err
+		case <-tick.C:
+			if err := s.present(); err != nil {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("store: close %s: the engine does not end; its log has everything for the next start", s.cfg.Dir)
+}
+
+// present reports when the engine's directory is no more the one that was opened.
+func (s *Store) present() error {
+	info, err := os.Stat(s.cfg.path(engineDir))
+	if err == nil && os.SameFile(info, s.place) {
+		return nil
+	}
+	return fmt.Errorf("store: %s was deleted or moved while it was open: what was written last is lost unless the directory is somewhere else now", s.cfg.Dir)
+}
+
 func (s *Store) closeFiles(clean bool) error {
-	var err error
-	if roomToShut(s.cfg) {
-		err = s.disk.around(stepEngineShut, s.db.Close)
-	} else { // left open: the process is about to end, and its log has everything
+	err := s.present()
+	switch {
+	case err != nil:
+	case roomToShut(s.cfg):
+		db := s.db
+		err = s.bounded(func() error { return s.disk.around(stepEngineShut, db.Close) })
+	default:
 		err = fmt.Errorf("store: close: %w", ErrFull)
 	}
 	s.db = nil
@@ -435,11 +501,7 @@ func (s *Store) closeFiles(clean bool) error {
 	if clean && err == nil {
 		err = s.markClean()
 	}
-	err = errors.Join(err, s.shut())
-	if s.outer != nil {
-		err = errors.Join(err, s.outer.shut())
-	}
-	return err
+	return errors.Join(err, s.shut())
 }
 
 // markClean lets the next start trust every number exactly.
@@ -462,8 +524,9 @@ func (s *Store) markClean() error {
 // shut closes whatever is open, in any state.
 func (s *Store) shut() error {
 	var errs []error
-	if s.db != nil {
-		errs = append(errs, s.db.Close())
+	if s.db != nil && !s.left {
+		errs = append(errs, s.bounded(s.db.Close))
+		s.db = nil
 	}
 	if s.floor != nil {
 		errs = append(errs, s.floor.close())
@@ -475,6 +538,9 @@ func (s *Store) shut() error {
 	if s.lock != nil {
 		errs = append(errs, unlockFile(s.lock))
 	}
-	s.db, s.head, s.page, s.lock = nil, nil, nil, nil
+	s.head, s.page, s.lock = nil, nil, nil
+	if s.outer != nil {
+		errs = append(errs, s.outer.shut())
+	}
 	return errors.Join(errs...)
 }

@@ -299,3 +299,54 @@ func TestTheLockIsGoneWithTheStore(t *testing.T) {
 		t.Fatalf("%d goroutines, %d before", after, before)
 	}
 }
+
+func TestClosingEndsWhenTheDirectoryIsGone(t *testing.T) {
+	for name, lose := range map[string]func(t *testing.T, dir string){
+		"deleted": func(t *testing.T, dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"moved away": func(t *testing.T, dir string) {
+			if err := os.Rename(dir, dir+".old"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"another in its place": func(t *testing.T, dir string) {
+			if err := os.Rename(dir, dir+".old"); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.MkdirAll(filepath.Join(dir, engineDir), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig(t)
+			s := open(t, cfg)
+			putMessages(t, s, id16(1), 1, 10)
+			lose(t, cfg.Dir)
+			if err := s.Close(); err == nil || !strings.Contains(err.Error(), cfg.Dir+" was deleted or moved") {
+				t.Errorf("closing said %v", err)
+			}
+		})
+	}
+}
+
+func TestClosingEndsWhenTheDirectoryGoesMeanwhile(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	putMessages(t, s, id16(1), 1, 10)
+	never := make(chan struct{})
+	err := s.bounded(func() error { // as the engine, which tries again for ever
+		if err := os.RemoveAll(cfg.Dir); err != nil {
+			return err
+		}
+		<-never
+		return nil
+	})
+	close(never)
+	if err == nil || !strings.Contains(err.Error(), "deleted or moved") {
+		t.Errorf("closing said %v", err)
+	}
+}

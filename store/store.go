@@ -83,6 +83,7 @@ type Store struct {
 	keys  keys
 	rows  *sealer
 	db    *badger.DB
+	place os.FileInfo // the engine's directory when it was opened
 	lock  *os.File
 	head  *os.File
 	floor *floorLog
@@ -107,6 +108,7 @@ type Store struct {
 	damage []Damage
 	failed error
 	closed bool
+	left   bool // the engine could not be closed and stays open until the program ends
 	full   bool
 	news   chan struct{}
 	stats  Stats
