@@ -277,6 +277,9 @@ func checkSalvage(t *testing.T, cfg Config, least int) {
 				t.Errorf("message %d came back as %q", n, m.Text)
 			}
 		}
+		if lost := flushed + logged - len(list); report.Holes > lost || report.Kept["message"] != len(list) || len(report.Damage) == 0 && lost > 2 {
+			t.Errorf("%d messages of %d are there, the report says %+v", len(list), flushed+logged, report)
+		}
 		_, err2 := tx.EventsAfter(0, 0)
 		return errors.Join(err, err2)
 	})
@@ -694,4 +697,98 @@ func TestAKeyRegistryOfGarbageIsRefusedWithoutMakingRoomForIt(t *testing.T) {
 			}
 		})
 	}
+}
+
+func id32b(n int) []byte { id := id32(n); return id[:] }
+
+func TestASalvageTellsWhatWasLostAndWhose(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Dir = fastDir(t) + "/store"
+	s := open(t, cfg)
+	update(t, s, func(tx *Tx) error {
+		return errors.Join(
+			tx.PutSelf(Self{}),
+			tx.PutContact(Contact{Account: id32(1), Name: "Ana", Conv: id16(1)}),
+			tx.PutContact(Contact{Account: id32(2), Name: "Ben", Conv: id16(2)}),
+			tx.PutContact(Contact{Account: id32(3), Name: "Cem", Conv: id16(3)}),
+			tx.PutSession(Session{ID: id16(8), Account: id32(1)}),
+			tx.PutSession(Session{ID: id16(9), Account: id32(2)}))
+	})
+	for conv := range 3 {
+		putMessages(t, s, id16(conv+1), 1000*conv+1, 300)
+	}
+	update(t, s, func(tx *Tx) error { return tx.DeleteMessage(id16(7)) })
+	for _, lose := range [][]byte{
+		messageKey(id16(1), 8), messageKey(id16(1), 290), messageKey(id16(2), 1), key(tTally, id16b(2)), // Ben's count goes with it
+		messageKey(id16(3), 5), key(tContact, id32b(3)), key(tSession, id32b(2), make([]byte, 16), id16b(9)),
+	} {
+		dropRow(lose)(t, s)
+	}
+	setRow(messageKey(id16(1), 9), []byte("junk"))(t, s) // of this one an older version is there
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	to := cfg
+	to.Dir = fastDir(t) + "/salvaged"
+	report, err := Salvage(context.Background(), cfg.Dir, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]Loss{
+		"message Ana":  {Kind: "message", Of: "Ana", Kept: 299 - 2, Lost: 2},
+		"message Ben":  {Kind: "message", Of: "Ben", Kept: 299, Lost: 1},
+		"contact cem":  {Kind: "contact", Of: "cem", Kept: 2, Lost: 1},
+		"session ":     {Kind: "session", Kept: 1, Lost: 1},
+		"message lost": {Kind: "message", Kept: 299, Lost: 1},
+	}
+	for _, got := range report.Lost {
+		name := got.Kind + " " + got.Of
+		if strings.Contains(got.Of, "lost contact") {
+			name, got.Of = "message lost", ""
+		}
+		if want[name] != got {
+			t.Errorf("%s: got %+v, want %+v", name, got, want[name])
+		}
+		delete(want, name)
+	}
+	if len(want) > 0 || report.Holes != 4 || report.Older != 1 || report.Kept["contact"] != 2 || report.Kept["message"] != 299-2+299+299 {
+		t.Errorf("not told: %+v; %+v", want, report)
+	}
+	s = open(t, to)
+	if deep, err := s.Deep(context.Background()); err != nil || len(deep.Damage) > 0 {
+		t.Fatal(deep, err)
+	}
+	update(t, s, func(tx *Tx) error { return tx.PutContact(Contact{Account: id32(5), Name: "Cem"}) })
+}
+
+func TestASalvageGivesNoNumberTwiceWhenTheNewestCountersAreLost(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	var old []byte
+	event := func(tx *Tx) error { _, err := tx.AppendEvent("e", nil); return err }
+	update(t, s, event)
+	changeRow(t, s, key(tState), func(b []byte) []byte { old = bytes.Clone(b); return b })
+	for range 4 {
+		update(t, s, event)
+	}
+	update(t, s, func(tx *Tx) error { return tx.PutOutgoing(&Outgoing{Account: id32(1), MsgID: id16(1)}) })
+	setRow(key(tState), old)(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	to := cfg
+	to.Dir = t.TempDir() + "/salvaged"
+	if _, err := Salvage(context.Background(), cfg.Dir, to); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, to)
+	update(t, s, func(tx *Tx) error {
+		next := Outgoing{Account: id32(2), MsgID: id16(2)}
+		err := tx.PutOutgoing(&next)
+		list, err2 := tx.EventsAfter(0, 0)
+		if last, _ := tx.LastSeq(); next.Order != 2 || len(list) != 6 || last != 6 { // the salvage's own event is the last
+			t.Errorf("outbox entry %d, %d events up to %d", next.Order, len(list), last)
+		}
+		return errors.Join(err, err2)
+	})
 }

@@ -1,64 +1,132 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
+	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
+	engine "github.com/dgraph-io/badger/v4/table"
 )
 
-// SalvageReport says what a salvage read.
+// SalvageReport says what a salvage read, and what it knows to be lost.
 type SalvageReport struct {
-	Rows    int      // rows the new store has
-	Refused int      // versions that did not open
-	Holes   int      // messages that were counted and are gone
-	Damage  []Damage // files that could not be read wholly
+	Rows    int            // rows the new store has
+	Refused int            // versions that did not open
+	Older   int            // rows of which only an older version opened
+	Holes   int            // messages that are known to be lost
+	Damage  []Damage       // files that could not be read wholly
+	Kept    map[string]int // rows of each kind that the new store has
+	Lost    []Loss
+}
+
+// Loss is what is known to be missing of a kind. There may be more: what nothing counted and no index named leaves no trace.
+type Loss struct {
+	Kind string // as a person calls it: message, contact, session …
+	Of   string // the contact whose it is, where one can be told
+	Kept int
+	Lost int
 }
 
 // Salvage reads every file of the damaged store in from, with or without MANIFEST, and writes what opens into a fresh store in
 // to. The damaged files are not changed. Every session is put behind its send floor: it receives on, but is reset before it sends.
 func Salvage(ctx context.Context, from string, to Config) (SalvageReport, error) {
 	lock, err := lockFile(filepath.Join(from, lockName))
+	if errors.Is(err, syscall.EROFS) { // a disk that died and was mounted to be read: nobody can write there
+		lock, err = nil, nil
+	}
 	if err != nil {
 		return SalvageReport{}, err
 	}
-	report, err := salvage(ctx, from, to)
-	return report, errors.Join(err, unlockFile(lock))
+	v, err := salvage(ctx, from, to)
+	if v != nil {
+		err = errors.Join(err, v.to.Close())
+	}
+	if lock != nil {
+		err = errors.Join(err, unlockFile(lock))
+	}
+	if v == nil {
+		return SalvageReport{}, err
+	}
+	return v.report, err
 }
 
 // salvager writes the newest readable version of each row.
 type salvager struct {
-	to     *Store
-	ring   *ring
-	report SalvageReport
-	newest map[rowID]uint64 // version written
-	rows   []rawEntry       // the next batch, opened
-	size   int
+	to      *Store
+	ring    *ring
+	exact   bool // nothing is damaged: the tables that the MANIFEST names, and no others
+	live    bool // the table being read is one of those
+	report  SalvageReport
+	commit  uint64           // the newest one found
+	newest  map[rowID]uint64 // version written
+	refused map[rowID]refusal
+	talks   map[[16]byte]*talkLoss
+	dangled map[table]int // rows that only an index still names
+	names   []string      // of contacts that are gone
+	rows    []rawEntry    // the next batch, opened
+	size    int
 }
 
-func salvage(ctx context.Context, from string, cfg Config) (SalvageReport, error) {
-	if _, err := os.Lstat(filepath.Join(cfg.Dir, sentinelName)); err == nil {
-		return SalvageReport{}, fmt.Errorf("store: salvage into %s: there is a store already: choose a fresh directory", cfg.Dir)
+// refusal is the newest version of a row that did not open.
+type refusal struct {
+	key     []byte
+	version uint64
+}
+
+// talkLoss is how many messages of a conversation are gone, as each of those who know counts them: the conversation's count, the
+// counts of its blocks, the ids and places that lead nowhere, the rows that did not open. Each may be lost itself.
+type talkLoss struct{ counted, blocks, ids, places, refused int }
+
+func (l talkLoss) most() int { return max(l.counted, l.blocks, l.ids, l.places, l.refused) }
+
+func newSalvager(to *Store) *salvager {
+	return &salvager{to: to, ring: &ring{}, newest: map[rowID]uint64{}, refused: map[rowID]refusal{},
+		talks: map[[16]byte]*talkLoss{}, dangled: map[table]int{}, report: SalvageReport{Kept: map[string]int{}}}
+}
+
+func (v *salvager) talk(conv []byte) *talkLoss {
+	id := [16]byte(conv)
+	if v.talks[id] == nil {
+		v.talks[id] = &talkLoss{}
+	}
+	return v.talks[id]
+}
+
+// salvage makes a fresh store of what can be read in from. The caller closes it, also after an error.
+func salvage(ctx context.Context, from string, cfg Config) (*salvager, error) {
+	if _, err := os.Lstat(cfg.path(sentinelName)); err == nil {
+		return nil, fmt.Errorf("store: salvage into %s: there is a store already: choose a fresh directory", cfg.Dir)
 	}
 	to, err := Open(ctx, cfg)
 	if err != nil {
-		return SalvageReport{}, fmt.Errorf("store: salvage: %w", err)
+		return nil, fmt.Errorf("store: salvage: %w", err)
 	}
-	v := &salvager{to: to, newest: map[rowID]uint64{}, ring: &ring{}}
-	err = v.run(ctx, from)
-	return v.report, errors.Join(err, to.Close())
+	v := newSalvager(to)
+	if err := v.run(ctx, from); err != nil {
+		return v, err
+	}
+	summary := struct{ Rows, Refused, Holes, Files int }{v.report.Rows, v.report.Refused, v.report.Holes, len(v.report.Damage)}
+	return v, to.Update(func(tx *Tx) error {
+		_, err := tx.AppendEvent("store.salvaged", summary)
+		return err
+	})
 }
 
 func (v *salvager) run(ctx context.Context, from string) error {
 	if page, err := os.ReadFile(filepath.Join(from, pageName)); err != nil {
-		v.found(pageName, err)
+		v.found(filepath.Join(from, pageName), err)
 	} else if r, _, err := readRing(v.to.keys.page, page); err != nil {
-		v.found(pageName, err)
+		v.found(filepath.Join(from, pageName), err)
 	} else {
 		v.ring = r
 	}
@@ -67,20 +135,33 @@ func (v *salvager) run(ctx context.Context, from string) error {
 		return fmt.Errorf("store: salvage: no key registry can be read: %w", err)
 	}
 	defer files.close()
+	known := slices.ContainsFunc(files.live, func(t tableFile) bool { return t.keyID != 0 }) // a MANIFEST told
 	for _, t := range files.live {
-		err := files.anyEntries(t, v.within(ctx))
+		read := 0
+		v.live = t.keyID != 0 || !known
+		err := files.anyEntries(t, func(e rawEntry) error {
+			read++
+			return v.within(ctx, e)
+		})
 		if ctx.Err() != nil || errors.Is(err, ErrFull) {
 			return err
 		}
-		v.found("table "+strconv.FormatUint(t.id, 10), err)
+		if err != nil {
+			err = fmt.Errorf("%w; %d of its rows were read", err, read)
+		}
+		v.found(filepath.Join(from, engineDir, engine.IDToFilename(t.id)), err)
 	}
+	v.live = true
 	for _, name := range files.logs {
 		if err := files.readLog(name, true, v.take); err != nil {
-			v.found(filepath.Base(name), err)
+			v.found(name, err)
 		}
 	}
 	if err := v.write(); err != nil {
 		return err
+	}
+	if head, err := os.ReadFile(filepath.Join(from, headName)); err == nil && parseHead(head) > v.commit {
+		v.found(filepath.Join(from, engineDir), fmt.Errorf("the newest change found is number %d, %d were made: what is between is lost", v.commit, parseHead(head)))
 	}
 	return v.repair()
 }
@@ -98,7 +179,7 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 		if err == nil {
 			err = errors.New("the key registry is empty")
 		}
-		v.found(badger.KeyRegistryFileName, err)
+		v.found(filepath.Join(from, engineDir, badger.KeyRegistryFileName), err)
 		var dir string
 		if dir, err = os.MkdirTemp(v.to.cfg.Dir, "registry"); err != nil {
 			return nil, err
@@ -130,13 +211,13 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 			known[t.id] = t.keyID
 		}
 	} else {
-		v.found(badger.ManifestFilename, err)
+		v.found(filepath.Join(from, engineDir, badger.ManifestFilename), err)
 	}
 	for id := range known {
 		files.live = append(files.live, tableFile{id: id, keyID: known[id]})
 	}
-	for _, name := range names { // also those it does not name: the newest version of a row wins
-		if id, ok := tableID(name); ok && known[id] == 0 {
+	for _, name := range names { // but for a store that is whole, also those it does not name: the newest version of a row wins
+		if id, ok := tableID(name); ok && known[id] == 0 && !v.exact {
 			files.live = append(files.live, tableFile{id: id})
 		}
 	}
@@ -152,13 +233,11 @@ func (v *salvager) registry(from, dir string) (*engineFileSet, error) {
 	return newEngineFiles(from, v.to.keys.db, dir)
 }
 
-func (v *salvager) within(ctx context.Context) func(rawEntry) error {
-	return func(e rawEntry) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return v.take(e)
+func (v *salvager) within(ctx context.Context, e rawEntry) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
+	return v.take(e)
 }
 
 // take keeps a version when it opens and is the newest of its row so far.
@@ -174,6 +253,9 @@ func (v *salvager) take(e rawEntry) error {
 		plain, err := v.to.rows.open(v.ring, e.key, e.value)
 		if err != nil {
 			v.report.Refused++
+			if v.live && v.refused[id].version <= e.version {
+				v.refused[id] = refusal{e.key, e.version}
+			}
 			return nil
 		}
 		e.value = plain
@@ -196,9 +278,16 @@ func (v *salvager) write() error {
 			if table(e.key[0]) == tState { // counters go on where they were
 				var state counters
 				if decode(e.value, &state) == nil {
+					v.commit = max(v.commit, state.Commit)
 					tx.state.Event, tx.state.Next = max(tx.state.Event, state.Event), max(tx.state.Next, state.Next)
 				}
 				continue
+			}
+			switch n := e.number(); table(e.key[0]) { // nor are numbers given again that the newest counters knew of, if those are lost
+			case tEvent:
+				tx.state.Event = max(tx.state.Event, n)
+			case tOutgoing, tTrace:
+				tx.state.Next = max(tx.state.Next, n)
 			}
 			if e.deleted {
 				tx.own.set(string(e.key), nil)
@@ -216,10 +305,18 @@ func (v *salvager) write() error {
 	return nil
 }
 
+// number is the one that ends the row's key.
+func (e rawEntry) number() uint64 {
+	if len(e.key) < 9 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(e.key[len(e.key)-8:])
+}
+
 // repair makes indexes, counts and the event log agree with the rows that are left.
 func (v *salvager) repair() error {
 	for _, fix := range []func(*Tx) error{
-		v.dropParts, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions,
+		v.dropParts, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions, v.countLosses,
 	} {
 		if err := v.to.View(fix); err != nil {
 			return fmt.Errorf("store: salvage: %w", err)
@@ -228,10 +325,7 @@ func (v *salvager) repair() error {
 			return err
 		}
 	}
-	return v.to.Update(func(tx *Tx) error {
-		_, err := tx.AppendEvent("store.salvaged", v.report)
-		return err
-	})
+	return nil
 }
 
 // set queues a repaired row; the views that find them do not see each other's writes before the next repair.
@@ -308,10 +402,13 @@ func (v *salvager) recount(tx *Tx) error {
 			}
 			kept := sums[string(k)]
 			if kept == nil {
-				kept = &tally{}
-				return true, v.missing(t, old, tally{}, v.drop(k))
+				v.missing(t, k, old.Count)
+				return true, v.drop(k)
 			}
-			return true, v.missing(t, old, *kept, nil)
+			if old.Count > kept.Count {
+				v.missing(t, k, old.Count-kept.Count)
+			}
+			return true, nil
 		})
 		if err != nil {
 			return err
@@ -325,11 +422,13 @@ func (v *salvager) recount(tx *Tx) error {
 	return nil
 }
 
-func (v *salvager) missing(t table, old, kept tally, err error) error {
-	if t == tTally && old.Count > kept.Count {
-		v.report.Holes += int(old.Count - kept.Count)
+// missing notes messages that the count of a conversation, or of a block of it, knows of.
+func (v *salvager) missing(t table, k []byte, n uint64) {
+	if loss := v.talk(k[1:17]); t == tTally {
+		loss.counted += int(n)
+	} else {
+		loss.blocks += int(n)
 	}
-	return err
 }
 
 // indexMessages gives every message its id and its place again.
@@ -361,10 +460,16 @@ func (v *salvager) dropDangling(tx *Tx) error {
 			if at.Seq == 0 || !gone(messageKey(at.Conv, at.Seq)) {
 				return true, nil
 			}
+			v.talk(at.Conv[:]).ids++
 			return true, v.set(k, place{Conv: at.Conv})
 		}),
-		v.dropIf(tx, tOrder, func(k []byte) bool { return gone(ordered(k)) }),
-		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
+		v.dropIf(tx, tOrder, func(k []byte) bool {
+			if !gone(ordered(k)) {
+				return false
+			}
+			v.talk(k[1:17]).places++
+			return true
+		}),
 		v.dropIf(tx, tSessionOf, func(k []byte) bool { return gone(key(tSession, k[1:])) }),
 		tx.iterate(scan{prefix: key(tSessionID)}, func(k, plain []byte) (bool, error) {
 			var owner sessionOwner
@@ -374,13 +479,26 @@ func (v *salvager) dropDangling(tx *Tx) error {
 			if !gone(key(tSession, owner.Account[:], owner.Device[:], k[1:])) {
 				return true, nil
 			}
+			v.dangled[tSession]++
 			return true, v.drop(k)
 		}),
 		tx.iterate(scan{prefix: key(tInviteName)}, func(k, plain []byte) (bool, error) {
 			if !gone(key(tInvite, plain)) {
 				return true, nil
 			}
+			v.dangled[tInvite]++
 			return true, v.drop(k)
+		}),
+		tx.iterate(scan{prefix: key(tName)}, func(k, plain []byte) (bool, error) {
+			var entry nameEntry
+			if err := decode(plain, &entry); err != nil {
+				return false, err
+			}
+			if entry.Kind != nameContact || !gone(key(tContact, entry.ID)) {
+				return true, nil
+			}
+			v.names = append(v.names, string(k[1:]))
+			return true, v.drop(k) // or nobody could be called so again
 		}),
 	)
 }
@@ -422,15 +540,19 @@ func (v *salvager) cutEvents(tx *Tx) error {
 	if err != nil {
 		return err
 	}
-	next := last
-	return tx.iterate(scan{prefix: key(tEvent), reverse: true, keysOnly: true}, func(k, _ []byte) (bool, error) {
-		if binary.BigEndian.Uint64(k[1:]) == next {
+	next, oldest, found := last, last+1, 0
+	err = tx.iterate(scan{prefix: key(tEvent), reverse: true, keysOnly: true}, func(k, _ []byte) (bool, error) {
+		oldest = binary.BigEndian.Uint64(k[1:])
+		found++
+		if oldest == next {
 			next--
 			return true, nil
 		}
 		next = 0
 		return true, v.drop(k)
 	})
+	v.dangled[tEvent] = int(last+1-oldest) - found
+	return err
 }
 
 // resetSessions puts every session behind its floor: the state that is left may be an older one.
@@ -441,21 +563,114 @@ func (v *salvager) resetSessions(tx *Tx) error {
 	})
 }
 
+// indexRows are made anew from the rows they lead to: as such nobody misses them.
+var indexRows = []table{tState, tName, tTally, tBlock, tOrder, tMessageID, tSessionID, tSessionOf, tInviteName}
+
+// countLosses counts what there is and what is known to be missing.
+func (v *salvager) countLosses(tx *Tx) error {
+	messages := map[[16]byte]int{}
+	err := tx.iterate(scan{keysOnly: true}, func(k, _ []byte) (bool, error) {
+		t := table(k[0])
+		if !slices.Contains(indexRows, t) {
+			v.report.Kept[rowName(k)]++
+		}
+		if t == tMessage {
+			messages[[16]byte(k[1:17])]++
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	lost := map[table]int{tContact: len(v.names)}
+	for id, r := range v.refused {
+		if seen, ok := v.newest[id]; ok {
+			if seen < r.version {
+				v.report.Older++
+			}
+			continue
+		}
+		if t := table(r.key[0]); t == tMessage {
+			v.talk(r.key[1:17]).refused++
+		} else if !slices.Contains(indexRows, t) {
+			lost[t]++
+		}
+	}
+	for t, n := range v.dangled {
+		lost[t] = max(lost[t], n)
+	}
+	if v.report.Kept[tableNames[tSelf]] == 0 {
+		lost[tSelf] = 1
+	}
+	if err := v.lostMessages(tx, messages); err != nil {
+		return err
+	}
+	for _, t := range slices.Sorted(maps.Keys(lost)) {
+		if lost[t] > 0 {
+			loss := Loss{Kind: tableNames[t], Kept: v.report.Kept[tableNames[t]], Lost: lost[t]}
+			if t == tContact {
+				loss.Of = strings.Join(v.names, ", ")
+			}
+			v.report.Lost = append(v.report.Lost, loss)
+		}
+	}
+	return nil
+}
+
+// lostMessages reports each conversation that misses some, the ones that miss most first.
+func (v *salvager) lostMessages(tx *Tx, kept map[[16]byte]int) error {
+	names, err := v.whose(tx)
+	if err != nil {
+		return err
+	}
+	for conv, loss := range v.talks {
+		if loss.most() == 0 {
+			continue
+		}
+		name := names[conv]
+		if name == "" {
+			name = fmt.Sprintf("a lost contact (conversation %x)", conv[:4])
+		}
+		v.report.Holes += loss.most()
+		v.report.Lost = append(v.report.Lost, Loss{Kind: tableNames[tMessage], Of: name, Kept: kept[conv], Lost: loss.most()})
+	}
+	slices.SortFunc(v.report.Lost, func(a, b Loss) int { return cmp.Or(b.Lost-a.Lost, strings.Compare(a.Of, b.Of)) })
+	return nil
+}
+
+// whose says which contact's a conversation is.
+func (v *salvager) whose(tx *Tx) (map[[16]byte]string, error) {
+	contacts, err := tx.Contacts()
+	if err != nil {
+		return nil, err
+	}
+	names := map[[16]byte]string{}
+	for _, c := range contacts {
+		names[c.Conv] = c.Name
+	}
+	return names, nil
+}
+
 // openReadable opens a read-only store over a salvaged copy of this one, whose own files stay as they are.
 func (s *Store) openReadable(ctx context.Context, found []Damage) (*Store, error) {
-	cause := errors.New(found[0].String())
-	dir := s.cfg.path(readableDir)
-	if err := os.RemoveAll(dir); err != nil {
-		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
+	fail := func(err error) (*Store, error) {
+		return nil, stop(found[0].Where, fmt.Errorf("%s; reading the rest: %w", found[0].What, err))
 	}
 	cfg := s.cfg
-	cfg.Dir, cfg.Ballast, cfg.Probe, cfg.Fault = dir, -1, nil, nil
-	if _, err := salvage(ctx, s.cfg.Dir, cfg); err != nil {
-		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
+	cfg.Dir, cfg.Ballast, cfg.Probe, cfg.Fault = s.cfg.path(readableDir), -1, nil, nil
+	if err := os.RemoveAll(cfg.Dir); err != nil {
+		return fail(err)
+	}
+	v, err := salvage(ctx, s.cfg.Dir, cfg)
+	if v != nil {
+		err = errors.Join(err, v.to.Close())
+	}
+	if err != nil {
+		return fail(err)
 	}
 	copied, err := Open(ctx, cfg)
 	if err != nil {
-		return nil, stop(s.cfg.path(engineDir), errors.Join(cause, err))
+		return fail(err)
 	}
 	copied.outer = s
 	for _, d := range found {
