@@ -89,7 +89,15 @@ func (b Messenger) Message(ctx context.Context, id string) (Message, error) {
 // Messages returns a page of a conversation, oldest first.
 func (b Messenger) Messages(ctx context.Context, p ListParams) ([]Message, error) {
 	list, err := b.Messenger.Messages(ctx, p.Conv, messenger.MessagesQuery{Limit: p.Limit, Since: p.Since, Peek: p.Peek})
+	if len(list) > 0 && notWritten(err) {
+		err = nil // they were read; that they are no more unread could not be noted
+	}
 	return each(list, message), FromCore(err)
+}
+
+// notWritten reports whether a store that can be read refused a write.
+func notWritten(err error) bool {
+	return errors.Is(err, store.ErrFull) || errors.Is(err, store.ErrDamaged) || errors.Is(err, store.ErrReadOnly)
 }
 
 // Inbox returns all conversations.

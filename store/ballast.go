@@ -60,7 +60,7 @@ func makeRoom(cfg Config) error {
 		}
 	}
 	if free < needs {
-		return fmt.Errorf("store: open %s: %d MiB free, %d MiB needed: %w", cfg.Dir, free>>20, needs>>20, ErrFull)
+		return fmt.Errorf("store: open %s: %d MiB free, %d MiB needed to start: %w", cfg.Dir, free>>20, needs>>20, ErrFull)
 	}
 	return nil
 }

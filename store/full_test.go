@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,5 +146,118 @@ func TestTheBallastIsGivenUpToStart(t *testing.T) {
 	}
 	if _, err := os.Stat(ballast); err != nil {
 		t.Fatal("the ballast was given up without need")
+	}
+}
+
+// fullDisk opens a store as a start does that finds no room for the engine, on a small file system where the test may mount one.
+func fullDisk(t *testing.T, cfg Config, real bool) *Store {
+	t.Helper()
+	if real {
+		return open(t, cfg)
+	}
+	s := &Store{cfg: cfg.withDefaults(), log: slog.New(slog.DiscardHandler)}
+	var err error
+	if s.keys, err = deriveKeys(cfg.Root); err == nil {
+		s.rows, err = newSealer(s.keys.row)
+	}
+	if err == nil {
+		s.lock, err = lockFile(cfg.path(lockName))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, _, err := readSentinel(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied, err := s.openFull(context.Background(), was, fmt.Errorf("no room: %w", ErrFull))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = copied.Close() })
+	return copied
+}
+
+func TestAStoreOnAFullDiskIsReadAndNotWritten(t *testing.T) {
+	source := killedStore(t)
+	for name, prepare := range map[string]func(t *testing.T, cfg Config){
+		"after a kill": func(*testing.T, Config) {},
+		"after an end": func(t *testing.T, cfg Config) { _ = open(t, cfg).Close() },
+		"with damage":  func(t *testing.T, cfg Config) { edit(t, newest(cfg.Dir), flipAt(0.6)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, fill := smallDisk(t, 160<<20)
+			free, err := freeSpace(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			real := free < 1<<30
+			cfg := source
+			cfg.Dir, cfg.Reserve = filepath.Join(dir, "store"), 32<<20
+			copyDir(t, source.Dir, cfg.Dir)
+			prepare(t, cfg)
+			fill(0)
+			before := engineNames(t, cfg.Dir)
+			s := fullDisk(t, cfg, real)
+			damaged := name == "with damage"
+			if len(s.Damage()) > 0 != damaged || !s.Stats().Full || s.Stats().Free < 0 {
+				t.Errorf("%v, %+v", s.Damage(), s.Stats())
+			}
+			refusal := ErrFull
+			if damaged {
+				refusal = ErrDamaged
+			}
+			wantErr(t, s.Update(func(tx *Tx) error { return tx.PutSetting("x", nil) }), refusal)
+			view(t, s, func(tx *Tx) error {
+				list, err := tx.Messages(id16(1), MessagesQuery{})
+				events, err2 := tx.EventsAfter(0, 0)
+				if want := flushed + logged; !damaged && (len(list) != want || len(events) != logged) || len(list) < logged {
+					t.Errorf("%d messages, %d events", len(list), len(events))
+				}
+				return errors.Join(err, err2)
+			})
+			wantLocked(t, cfg)
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			if after := engineNames(t, cfg.Dir); after != before {
+				t.Errorf("the store was changed:\n%s\n%s", before, after)
+			}
+			if err := os.Remove(filepath.Join(dir, "filler")); err != nil && real {
+				t.Fatal(err)
+			}
+			if s = open(t, cfg); len(s.Damage()) > 0 != damaged {
+				t.Fatal(s.Damage())
+			}
+			if !damaged {
+				update(t, s, func(tx *Tx) error { return tx.PutSetting("x", nil) })
+			}
+		})
+	}
+}
+
+// wantLocked checks that nobody else gets the directory.
+func wantLocked(t *testing.T, cfg Config) {
+	t.Helper()
+	_, err := lockFile(cfg.path(lockName))
+	wantErr(t, err, ErrLocked)
+}
+
+func TestAStoreTooLargeForMemoryIsNotReadIntoIt(t *testing.T) {
+	cfg := testConfig(t)
+	if err := open(t, cfg).Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		name := filepath.Join(cfg.Dir, engineDir, fmt.Sprintf("%06d.sst", 100+i))
+		if err := errors.Join(os.WriteFile(name, nil, 0o600), os.Truncate(name, mostInMemory/2+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &Store{cfg: cfg.withDefaults()}
+	_, err := s.openFull(context.Background(), sentinel{}, fmt.Errorf("no room: %w", ErrFull))
+	wantErr(t, err, ErrFull)
+	if !strings.Contains(err.Error(), "128 MiB are more") {
+		t.Error(err)
 	}
 }

@@ -33,6 +33,7 @@ const checkedRows = 1000
 //  3. only then let the engine open them: it repairs by forgetting;
 //  4. look at what it gave back: counters, the vault's rows, the newest messages.
 //
+// A disk without room for 3 gives a copy in memory that takes no writes.
 // Damage found in 2 gives a read-only store over a salvaged copy, in 4 a read-only store; Damage and the log say what to do.
 // When nothing can be read safely the error is ErrDamaged.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
@@ -157,6 +158,9 @@ func (s *Store) openLocked(ctx context.Context) (*Store, error) {
 		return nil, err
 	}
 	if err := makeRoom(cfg); err != nil {
+		if errors.Is(err, ErrFull) && known && !was.Fresh {
+			return s.openFull(ctx, was, err)
+		}
 		return nil, err
 	}
 	if !known {

@@ -650,31 +650,3 @@ func (v *salvager) whose(tx *Tx) (map[[16]byte]string, error) {
 	}
 	return names, nil
 }
-
-// openReadable opens a read-only store over a salvaged copy of this one, whose own files stay as they are.
-func (s *Store) openReadable(ctx context.Context, found []Damage) (*Store, error) {
-	fail := func(err error) (*Store, error) {
-		return nil, stop(found[0].Where, fmt.Errorf("%s; reading the rest: %w", found[0].What, err))
-	}
-	cfg := s.cfg
-	cfg.Dir, cfg.Ballast, cfg.Probe, cfg.Fault = s.cfg.path(readableDir), -1, nil, nil
-	if err := os.RemoveAll(cfg.Dir); err != nil {
-		return fail(err)
-	}
-	v, err := salvage(ctx, s.cfg.Dir, cfg)
-	if v != nil {
-		err = errors.Join(err, v.to.Close())
-	}
-	if err != nil {
-		return fail(err)
-	}
-	copied, err := Open(ctx, cfg)
-	if err != nil {
-		return fail(err)
-	}
-	copied.outer = s
-	for _, d := range found {
-		copied.note(d)
-	}
-	return copied, nil
-}

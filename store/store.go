@@ -103,15 +103,16 @@ type Store struct {
 	unread   bool   // some tables were not read through at the start
 	outer    *Store // when this store is the readable copy of a damaged one
 
-	mu     sync.Mutex // guards what follows; state is also read by the leader, who alone writes it
-	state  counters
-	damage []Damage
-	failed error
-	closed bool
-	left   bool // the engine could not be closed and stays open until the program ends
-	full   bool
-	news   chan struct{}
-	stats  Stats
+	mu      sync.Mutex // guards what follows; state is also read by the leader, who alone writes it
+	state   counters
+	damage  []Damage
+	failed  error
+	closed  bool
+	left    bool // the engine could not be closed and stays open until the program ends
+	full    bool
+	cramped error // why this copy in memory takes no writes: the disk has no room to open the store itself
+	news    chan struct{}
+	stats   Stats
 }
 
 // Stats is what status and doctor show.
@@ -132,9 +133,12 @@ type Stats struct {
 
 // Stats returns the store's figures.
 func (s *Store) Stats() Stats {
-	free := int64(-1)
-	if !s.cfg.InMemory {
-		if n, err := freeSpace(s.cfg.Dir); err == nil {
+	free, on := int64(-1), s
+	if s.outer != nil {
+		on = s.outer // the disk of the store that this is a copy of
+	}
+	if !on.cfg.InMemory {
+		if n, err := freeSpace(on.cfg.Dir); err == nil {
 			free = n
 		}
 	}
@@ -147,7 +151,7 @@ func (s *Store) Stats() Stats {
 	defer s.mu.Unlock()
 	out := s.stats
 	out.Events, out.Epoch, out.Free, out.Reserve = s.state.Event, epoch, free, s.cfg.Reserve
-	out.Full = s.full
+	out.Full = s.full || s.cramped != nil
 	out.Ballast = err == nil && !s.cfg.InMemory
 	out.Stuck, out.Size = s.commitAge(), size
 	out.Damage = append([]Damage(nil), s.damage...)
@@ -204,6 +208,9 @@ func (s *Store) usable() error {
 func (s *Store) writable() error {
 	if err := s.usable(); err != nil {
 		return err
+	}
+	if s.cramped != nil {
+		return s.cramped
 	}
 	if s.cfg.InMemory || s.cfg.Reserve < 0 {
 		return nil
