@@ -54,7 +54,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale,
+			"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale, "flip": flip,
 		},
 	})
 }
@@ -200,4 +200,25 @@ func stale(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	l.SetUnlinkOnClose(false)
 	ts.Check(l.Close())
+}
+
+// flip changes bytes in the middle of a person's largest table: flip alice
+func flip(ts *testscript.TestScript, _ bool, args []string) {
+	tables, err := filepath.Glob(ts.MkAbs(filepath.Join(args[0], "data", "store", "db", "*.sst")))
+	ts.Check(err)
+	var largest string
+	var most int64
+	for _, name := range tables {
+		info, err := os.Stat(name)
+		ts.Check(err)
+		if info.Size() > most {
+			largest, most = name, info.Size()
+		}
+	}
+	b, err := os.ReadFile(largest)
+	ts.Check(err)
+	for i := range 4 {
+		b[len(b)/2+i] ^= 0xff
+	}
+	ts.Check(os.WriteFile(largest, b, 0o600))
 }

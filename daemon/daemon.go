@@ -86,8 +86,7 @@ func openKeys(opt Options) (*identity.KeyFile, error) {
 		return keys, lockedError(path, err)
 	}
 	if entries, err := os.ReadDir(opt.Home.Store()); err == nil && len(entries) > 0 {
-		return nil, control.Errorf(control.ExitFailed, "key_file_missing", "Put it back from a backup; a new identity could not open what is stored here. For a new one choose another home with --home.",
-			"the key file %s is missing, but the store it opens is there", path)
+		return nil, keyFileMissing(path)
 	}
 	if opt.Create == nil {
 		return nil, ErrNoIdentity
@@ -98,6 +97,11 @@ func openKeys(opt Options) (*identity.KeyFile, error) {
 	}
 	keys, err = identity.CreateKeyFile(path, seed, opt.Create.Lock)
 	return keys, lockedError(path, err)
+}
+
+func keyFileMissing(path string) error {
+	return control.Errorf(control.ExitFailed, "key_file_missing", "Put it back from a backup; a new identity could not open what is stored here. For a new one choose another home with --home.",
+		"the key file %s is missing, but the store it opens is there", path)
 }
 
 func openStore(ctx context.Context, cfg Config, opt Options, keys *identity.KeyFile) (*store.Store, error) {

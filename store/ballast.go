@@ -40,12 +40,18 @@ func roomToShut(cfg Config) bool {
 	return err == nil && free >= shutNeeds
 }
 
+// Free is how many bytes are free on the disk of a directory.
+func Free(dir string) (int64, error) { return freeSpace(dir) }
+
+// StartNeeds is how much must be free for a store with a reserve to be opened.
+func StartNeeds(reserve int64) int64 { return min(reserve, openNeeds) }
+
 // makeRoom gives the ballast up when the disk is too full for the engine to start.
 func makeRoom(cfg Config) error {
 	if cfg.Reserve < 0 {
 		return nil
 	}
-	needs := min(cfg.Reserve, openNeeds)
+	needs := StartNeeds(cfg.Reserve)
 	free, err := freeSpace(cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("store: ask for free space: %w", err)

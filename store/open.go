@@ -80,6 +80,16 @@ func (s *Store) openInMemory() (err error) {
 	return err
 }
 
+// Exists reports whether a directory holds a store, whole or not; Open would make one where none is.
+func Exists(dir string) bool {
+	for _, name := range []string{sentinelName, engineDir, pageName} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
 // ownDirectory makes the directory, or checks that it is one of ours and closes it to others.
 func ownDirectory(dir string) error {
 	info, err := os.Lstat(dir)
