@@ -48,7 +48,7 @@ Names may be shortened to a unique beginning, and so may message ids.
 const helpExitCodes = `Exit codes
 
   0    done
-  1    failed
+  1    failed; doctor: something is wrong
   2    wrong use: unknown command or flag, missing argument, bad config
   3    no such contact, message or invite
   4    the node is not running, or cannot be reached

@@ -2,7 +2,7 @@
 //
 // It is one Badger database whose types never leave the package, and a few small files beside it that notice when the
 // engine, the disk or a restored copy gave back something else than was written. Begin with Open and commit.go (how writes
-// become durable); keys.go has the layout, vault.go the secrets, damage.go and check.go the checks.
+// become durable); keys.go has the layout, vault.go the secrets, damage.go and check.go the checks, salvage.go what is done when they fail.
 package store
 
 import (
