@@ -231,6 +231,9 @@ func checkNoticed(t *testing.T, cfg Config, stops bool) {
 			_ = s.Close()
 		}
 	}
+	if _, err := os.Lstat(cfg.path(readableDir)); err == nil {
+		t.Error("the readable copy was left behind")
+	}
 	if after := engineNames(t, cfg.Dir); after != before {
 		t.Errorf("a damaged store was changed:\n%s\n%s", before, after)
 	}

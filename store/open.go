@@ -554,7 +554,7 @@ func (s *Store) shut() error {
 	}
 	s.head, s.page, s.lock = nil, nil, nil
 	if s.outer != nil {
-		errs = append(errs, s.outer.shut())
+		errs = append(errs, s.outer.shut(), os.RemoveAll(s.cfg.Dir)) // the copy; the next start makes it anew
 	}
 	return errors.Join(errs...)
 }
