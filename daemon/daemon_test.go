@@ -11,6 +11,7 @@ import (
 	"sotto/control"
 	"sotto/daemon"
 	"sotto/identity"
+	"sotto/store"
 )
 
 // home makes a home's paths under a temporary directory, with the small reserve that tests use.
@@ -194,4 +195,40 @@ func TestALockedKeyFileOpensWithItsPassphraseOnly(t *testing.T) {
 		t.Errorf("wrong passphrase: %v", err)
 	}
 	run(t, h, cfg, daemon.Options{Unlock: identity.WithPassphrase([]byte("right"))})
+}
+
+func TestAChatIsReadWhereNothingCanBeWritten(t *testing.T) {
+	h, opt := settled(t)
+	keys, err := daemon.OpenKeyFile(h, identity.Unlock{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := store.Open(t.Context(), store.Config{Dir: h.Store(), Root: keys.Root(), Reserve: -1, Ballast: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob, conv := [32]byte{1}, [16]byte{2}
+	err = st.Update(func(tx *store.Tx) error {
+		return errors.Join(
+			tx.PutContact(store.Contact{Account: bob, Name: "Bob", State: store.ContactEstablished, Conv: conv}),
+			tx.PutConversation(store.Conversation{ID: conv, Account: bob, Unread: 1}),
+			tx.PutMessage(&store.Message{ID: [16]byte{3}, Conv: conv, Order: 1, From: bob, N: 1, Text: "hello", State: "delivered"}))
+	})
+	if err := errors.Join(err, st.Close()); err != nil {
+		t.Fatal(err)
+	}
+	cfg := daemon.DefaultConfig()
+	cfg.Store.Reserve = 1 << 60 // more than any disk has
+	c, _ := run(t, h, cfg, opt)
+	list, err := c.Messages(t.Context(), control.ListParams{Conv: "bob", Limit: 10})
+	if err != nil || len(list) != 1 || list[0].Text != "hello" {
+		t.Fatalf("got %+v, %v", list, err)
+	}
+	chats, err := c.Inbox(t.Context())
+	if err != nil || len(chats) != 1 || chats[0].Unread != 1 {
+		t.Errorf("got %+v, %v: what could not be noted is still unread", chats, err)
+	}
+	if _, err := c.Send(t.Context(), control.SendParams{To: "bob", Text: "hi"}); !errors.Is(err, &control.Error{Code: "disk_full"}) {
+		t.Errorf("a message was taken: %v", err)
+	}
 }

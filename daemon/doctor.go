@@ -306,7 +306,11 @@ func (d *doctor) look(ctx context.Context, st *store.Store) {
 	if noted > 0 {
 		return
 	}
-	d.say("store", FindingOK, "", "opens; its files and the newest messages are as they were written")
+	if st.Stats().Full {
+		d.say("store", FindingOK, "", "can be read, and takes no writes while the disk is full; its files and the newest messages are as they were written")
+	} else {
+		d.say("store", FindingOK, "", "opens; its files and the newest messages are as they were written")
+	}
 	if !d.deep {
 		return
 	}
