@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -762,6 +763,51 @@ func TestASalvageTellsWhatWasLostAndWhose(t *testing.T) {
 		t.Fatal(deep, err)
 	}
 	update(t, s, func(tx *Tx) error { return tx.PutContact(Contact{Account: id32(5), Name: "Cem"}) })
+}
+
+func TestASalvageEndsTheWaitingOfAMessageThatNothingWouldSend(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	update(t, s, func(tx *Tx) error {
+		err := tx.PutContact(Contact{Account: id32(1), Name: "Ana", Conv: id16(1)})
+		for n, state := range []string{"queued", "queued", "delivered", "read"} {
+			m := testMessage(id16(1), n+1)
+			m.Out, m.State = true, state
+			err = errors.Join(err, tx.PutMessage(m))
+			if state == "queued" {
+				err = errors.Join(err, tx.PutOutgoing(&Outgoing{Account: id32(1), MsgID: m.ID}))
+			}
+		}
+		return err
+	})
+	dropRow(outgoingKey(id32(1), 2))(t, s)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	to := cfg
+	to.Dir = t.TempDir() + "/salvaged"
+	report, err := Salvage(context.Background(), cfg.Dir, to)
+	if err != nil || !slices.Contains(report.Lost, Loss{Kind: "outbox entry", Of: "Ana", Lost: 1}) {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	s = open(t, to)
+	if deep, err := s.Deep(context.Background()); err != nil || len(deep.Damage) > 0 {
+		t.Fatal(deep, err)
+	}
+	view(t, s, func(tx *Tx) error {
+		list, err := tx.Messages(id16(1), MessagesQuery{})
+		var states []string
+		for _, m := range list {
+			states = append(states, m.State)
+			if (m.State == "failed") != (m.Why != "") {
+				t.Errorf("%s: %q", m.State, m.Why)
+			}
+		}
+		if strings.Join(states, " ") != "queued failed delivered read" {
+			t.Errorf("states %q", states)
+		}
+		return err
+	})
 }
 
 func TestASalvageGivesNoNumberTwiceWhenTheNewestCountersAreLost(t *testing.T) {

@@ -85,7 +85,10 @@ type refusal struct {
 
 // talkLoss is how many messages of a conversation are gone, as each of those who know counts them: the conversation's count, the
 // counts of its blocks, the ids and places that lead nowhere, the rows that did not open. Each may be lost itself.
-type talkLoss struct{ counted, blocks, ids, places, refused int }
+type talkLoss struct {
+	counted, blocks, ids, places, refused int
+	unsent                                int // own messages whose outbox entry is gone
+}
 
 func (l talkLoss) most() int { return max(l.counted, l.blocks, l.ids, l.places, l.refused) }
 
@@ -316,7 +319,7 @@ func (e rawEntry) number() uint64 {
 // repair makes indexes, counts and the event log agree with the rows that are left.
 func (v *salvager) repair() error {
 	for _, fix := range []func(*Tx) error{
-		v.dropParts, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions, v.countLosses,
+		v.dropParts, v.giveUp, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions, v.countLosses,
 	} {
 		if err := v.to.View(fix); err != nil {
 			return fmt.Errorf("store: salvage: %w", err)
@@ -364,6 +367,37 @@ func (v *salvager) dropParts(tx *Tx) error {
 		})
 	}
 	return errors.Join(without(tStatus, tMessage), without(tSession, tSessionTail), without(tSessionTail, tSession))
+}
+
+// States of a message that waits to go out, and of one that will not: the messenger's words.
+const (
+	messageQueued = "queued"
+	messageFailed = "failed"
+)
+
+// giveUp ends the waiting of messages whose outbox entry is gone: nothing would send them, and nobody would ever be told.
+func (v *salvager) giveUp(tx *Tx) error {
+	waiting := map[[16]byte]bool{}
+	entries, err := all[Outgoing](tx, key(tOutgoing))
+	if err != nil {
+		return err
+	}
+	for _, out := range entries {
+		waiting[out.MsgID] = true
+	}
+	return tx.iterate(scan{prefix: key(tMessage)}, func(k, plain []byte) (bool, error) {
+		m, err := readMessage(k, plain)
+		if err != nil {
+			return false, err
+		}
+		changed, err := tx.State(m.Conv, m.Seq)
+		if err != nil || !m.Out || changed != "" || m.State != messageQueued || waiting[m.ID] {
+			return true, err
+		}
+		v.talk(k[1:17]).unsent++
+		why := "how far it had come was lost with a damaged disk: ask whether it arrived, or write it again"
+		return true, v.set(statusKey(m.Conv, m.Seq), status{messageFailed, why, v.to.now()})
+	})
 }
 
 // recount makes the counts anew from the messages there are.
@@ -624,15 +658,19 @@ func (v *salvager) lostMessages(tx *Tx, kept map[[16]byte]int) error {
 		return err
 	}
 	for conv, loss := range v.talks {
-		if loss.most() == 0 {
+		if loss.most()+loss.unsent == 0 {
 			continue
 		}
 		name := names[conv]
 		if name == "" {
 			name = fmt.Sprintf("a lost contact (conversation %x)", conv[:4])
 		}
-		v.report.Holes += loss.most()
-		v.report.Lost = append(v.report.Lost, Loss{Kind: tableNames[tMessage], Of: name, Kept: kept[conv], Lost: loss.most()})
+		if v.report.Holes += loss.most(); loss.most() > 0 {
+			v.report.Lost = append(v.report.Lost, Loss{Kind: tableNames[tMessage], Of: name, Kept: kept[conv], Lost: loss.most()})
+		}
+		if loss.unsent > 0 {
+			v.report.Lost = append(v.report.Lost, Loss{Kind: tableNames[tOutgoing], Of: name, Lost: loss.unsent})
+		}
 	}
 	slices.SortFunc(v.report.Lost, func(a, b Loss) int { return cmp.Or(b.Lost-a.Lost, strings.Compare(a.Of, b.Of)) })
 	return nil
