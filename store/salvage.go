@@ -363,6 +363,9 @@ func (v *salvager) dropParts(tx *Tx) error {
 	without := func(part, of table) error {
 		return v.dropIf(tx, part, func(k []byte) bool {
 			_, err := tx.getRaw(key(of, k[1:]))
+			if errors.Is(err, ErrNotFound) && part == tSession {
+				v.dangled[tSession]++
+			}
 			return errors.Is(err, ErrNotFound)
 		})
 	}
@@ -597,8 +600,8 @@ func (v *salvager) resetSessions(tx *Tx) error {
 	})
 }
 
-// indexRows are made anew from the rows they lead to: as such nobody misses them.
-var indexRows = []table{tState, tName, tTally, tBlock, tOrder, tMessageID, tSessionID, tSessionOf, tInviteName}
+// indexRows are made anew from the rows they lead to, or are a part of one: as such nobody misses them.
+var indexRows = []table{tState, tName, tTally, tBlock, tOrder, tStatus, tMessageID, tSessionID, tSessionOf, tSessionTail, tHeading, tInviteName}
 
 // countLosses counts what there is and what is known to be missing.
 func (v *salvager) countLosses(tx *Tx) error {
