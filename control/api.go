@@ -74,19 +74,20 @@ type Contact struct {
 	Verified string    `json:"verified" jsonschema:"no, yes or changed"`
 	Created  time.Time `json:"created"`
 	LastSeen time.Time `json:"last_seen,omitzero"`
-	Queued   int       `json:"queued,omitempty" jsonschema:"messages waiting for them"`
+	Queued   int       `json:"queued" jsonschema:"messages waiting for them"`
 	Intro    string    `json:"intro,omitempty" jsonschema:"what a stranger wrote with the request"`
 	Warning  string    `json:"warning,omitempty" jsonschema:"for example a name that looks like another contact's"`
 }
 
 // Conversation is one line of the inbox.
 type Conversation struct {
-	V      int      `json:"v"`
-	Kind   string   `json:"kind"`
-	Name   string   `json:"name"`
-	ID     string   `json:"id"`
-	Unread int      `json:"unread"`
-	Last   *Message `json:"last"`
+	V       int      `json:"v"`
+	Kind    string   `json:"kind"`
+	Name    string   `json:"name"`
+	ID      string   `json:"id"`
+	Removed bool     `json:"removed,omitempty" jsonschema:"the contact was removed; what was said stays"`
+	Unread  int      `json:"unread"`
+	Last    *Message `json:"last"`
 }
 
 // Invite is an invitation. Link is a secret: whoever has it can become a contact until it is used, expires or is revoked.
@@ -125,6 +126,8 @@ type Step struct {
 	At     time.Time `json:"at"`
 	What   string    `json:"what"`
 	Detail string    `json:"detail,omitempty"`
+	Times  int       `json:"times,omitempty" jsonschema:"how often it was tried in a row, when more than once"`
+	Last   time.Time `json:"last_at,omitzero" jsonschema:"when it was tried last, with times"`
 }
 
 // Trace is a message's life on this node.
@@ -183,6 +186,7 @@ type NetStatus struct {
 	LAN          int      `json:"lan"`
 	Relays       int      `json:"relays"`
 	Online       bool     `json:"online" jsonschema:"at least one DHT server answers"`
+	Named        int      `json:"named" jsonschema:"volunteers in network.bootstrap of config.toml"`
 }
 
 // StoreStatus is the state of the database.
@@ -260,7 +264,7 @@ type (
 	}
 	// ListParams asks for a conversation's messages, oldest first.
 	ListParams struct {
-		Conv  string    `json:"conv"`
+		Conv  string    `json:"conv" jsonschema:"a contact's name, or that of somebody who was removed"`
 		Limit int       `json:"limit,omitempty" jsonschema:"the newest so many, 20 unless given; at most 1000, or 4 MiB of text"`
 		Since time.Time `json:"since,omitzero"`
 		Peek  bool      `json:"peek,omitempty" jsonschema:"leave them unread"`
@@ -283,6 +287,8 @@ type (
 	AddParams struct {
 		Link string `json:"link"`
 		Name string `json:"name,omitempty" jsonschema:"what you call them; their own name unless given"`
+		// TimeoutMS bounds the first look, not the tries that follow while the node runs.
+		TimeoutMS int64 `json:"timeout_ms,omitempty" jsonschema:"answer after this long even if they were not found yet; 20 s unless given"`
 	}
 	// RenameParams gives a contact another name.
 	RenameParams struct {

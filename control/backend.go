@@ -104,7 +104,7 @@ func notWritten(err error) bool {
 func (b Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 	list, err := b.Messenger.Inbox(ctx)
 	return each(list, func(c messenger.Conversation) Conversation {
-		out := Conversation{V: 1, Kind: c.Ref.Kind, Name: c.Ref.Name, ID: c.Ref.ID.String(), Unread: c.Unread}
+		out := Conversation{V: 1, Kind: c.Ref.Kind, Name: c.Ref.Name, ID: c.Ref.ID.String(), Removed: c.Removed, Unread: c.Unread}
 		if c.Last != nil {
 			m := message(*c.Last)
 			out.Last = &m
@@ -117,7 +117,7 @@ func (b Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 func (b Messenger) Trace(ctx context.Context, id string) (Trace, error) {
 	t, err := b.Messenger.Trace(ctx, id)
 	return Trace{V: 1, Message: message(t.Message), Steps: each(t.Steps, func(s messenger.Step) Step {
-		return Step{At: s.At.UTC(), What: s.What, Detail: s.Detail}
+		return Step{At: s.At.UTC(), What: s.What, Detail: s.Detail, Times: s.Times, Last: s.Last.UTC()}
 	})}, FromCore(err)
 }
 
@@ -150,7 +150,10 @@ func (b Messenger) RevokeInvite(ctx context.Context, id string) error {
 
 // Add follows an invitation.
 func (b Messenger) Add(ctx context.Context, p AddParams) (Added, error) {
-	a, err := b.Messenger.Add(ctx, messenger.AddRequest{Link: p.Link, Name: p.Name})
+	if p.TimeoutMS < 0 || p.TimeoutMS > MaxWait.Milliseconds() {
+		return Added{}, Errorf(ExitUsage, "bad_timeout", "Use at most 24h.", "cannot look for an invite for %d ms", p.TimeoutMS)
+	}
+	a, err := b.Messenger.Add(ctx, messenger.AddRequest{Link: p.Link, Name: p.Name, Within: time.Duration(p.TimeoutMS) * time.Millisecond})
 	return Added{V: 1, Contact: contact(a.Contact), State: a.State}, FromCore(err)
 }
 

@@ -32,20 +32,69 @@ func (m *Messenger) Add(ctx context.Context, req AddRequest) (AddResult, error) 
 	if link.Account == m.account.ID() {
 		return AddResult{}, refuse(CodeOwnInvite, "Send it to the person you want to meet.", "this is an invite of your own")
 	}
-	err = m.update(ctx, func(tx *store.Tx) error { return m.putAdd(tx, link, req) })
+	met := "" // the name of a contact who is one already
+	err = m.update(ctx, func(tx *store.Tx) (err error) {
+		met, err = m.putAdd(tx, link, req)
+		return err
+	})
 	if err != nil {
 		return AddResult{}, err
 	}
-	if net, ok := m.network(); ok {
-		if err := m.follow(ctx, net, link.ID()); final(err) {
-			return AddResult{}, err
-		} else if err != nil {
-			m.log.Debug("invite not followed yet", "err", err)
-		}
+	err = m.followWithin(ctx, link.ID(), req.Within)
+	if met != "" && err != nil {
+		return AddResult{}, m.stillMet(ctx, link.ID(), met, err)
+	}
+	if final(err) {
+		return AddResult{}, err
+	} else if err != nil {
+		m.log.Debug("invite not followed yet", "err", err)
 	}
 	poke(m.adds)
 	c, err := m.contactOf(ctx, link.Account)
 	return AddResult{Contact: c, State: c.State}, err
+}
+
+// errNoNetwork means that an invite was not looked for, because only the store is open.
+var errNoNetwork = errors.New("there is no network")
+
+// followWithin tries an invite once, for no longer than the caller has patience; the tries after it are runAdds'.
+func (m *Messenger) followWithin(ctx context.Context, id [16]byte, patience time.Duration) error {
+	net, ok := m.network()
+	if !ok {
+		return errNoNetwork
+	}
+	if patience > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	return m.follow(ctx, net, id)
+}
+
+// alreadyMet refuses an invite of somebody who is a contact and still knows us.
+func alreadyMet(name string) error {
+	return refuse(CodeAlreadyContact, "Write to them: sotto send "+name+" …", "%s is your contact already", name)
+}
+
+// stillMet ends following the link of a contact when that gave no new beginning: the link is not tried again behind the
+// person's back, and the contact stays what it was.
+func (m *Messenger) stillMet(ctx context.Context, id [16]byte, name string, why error) error {
+	err := m.update(ctx, func(tx *store.Tx) error {
+		if _, err := tx.PendingAdd(id); errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		return tx.DeletePendingAdd(id)
+	})
+	switch {
+	case err != nil:
+		return err
+	case isCode(why, CodeAlreadyContact):
+		return why
+	case final(why):
+		return alreadyMet(name)
+	}
+	return refuse(CodeAlreadyContact, "If they invited you because your messages fail, follow the invite again while they are online.",
+		"%s is your contact already, and the invite was not found just now", name)
 }
 
 // contactOf is a contact by account; its name may have changed while it was met.
@@ -53,8 +102,9 @@ func (m *Messenger) contactOf(ctx context.Context, acct identity.AccountID) (Con
 	return m.Contact(ctx, acct.String())
 }
 
-// putAdd keeps the link and makes a pending contact.
-func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) error {
+// putAdd keeps the link and makes a pending contact. For somebody who is a contact already it returns their name and
+// changes nothing about them: only what the invite's bundle says can tell whether they left us out and mean us anew.
+func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) (met string, err error) {
 	now := m.clock.Now()
 	c, err := tx.Contact([32]byte(link.Account))
 	switch {
@@ -63,40 +113,39 @@ func (m *Messenger) putAdd(tx *store.Tx, link identity.Invite, req AddRequest) e
 			Account: link.Account, State: ContactPending, Verified: VerifiedNo, Created: now, Conv: convID(m.account.ID(), link.Account),
 		}
 		if c.Name, err = m.freeName(tx, req.Name, c.Account); err != nil {
-			return err
+			return "", err
 		}
 	case err != nil:
-		return err
+		return "", err
 	case c.State == ContactEstablished && c.Warning == "":
-		return refuse(CodeAlreadyContact, "Write to them: sotto send "+c.Name+" …; to meet anew, remove them first: sotto contacts remove "+c.Name,
-			"%s is your contact already", c.Name)
+		met = c.Name
 	case c.State == ContactBlocked:
-		return refuse(CodeBlocked, "Unblock first: sotto contacts unblock "+c.Name, "%s is blocked", c.Name)
+		return "", refuse(CodeBlocked, "Unblock first: sotto contacts unblock "+c.Name, "%s is blocked", c.Name)
 	}
-	if req.Name != "" {
+	if req.Name != "" && met == "" {
 		if err := setName(tx, &c, req.Name); err != nil {
-			return err
+			return "", err
 		}
 	}
 	if err := tx.PutContact(c); err != nil {
-		return err
+		return "", err
 	}
 	if held, err := tx.PendingAdd(link.ID()); err == nil && held.State == addFound && c.State == ContactInvited && c.Warning == "" {
-		return nil // the hello is under way: a second one would use the invite twice
+		return "", nil // the hello is under way: a second one would use the invite twice
 	}
 	row := store.PendingAdd{
 		ID: link.ID(), Account: link.Account, Secret: link.Secret, Name: req.Name, Created: now,
 		Expires: now.Add(m.limits.MaxInvite), State: addLooking, Hints: link.Hints,
 	}
 	if err := tx.PutPendingAdd(row); err != nil {
-		return err
+		return "", err
 	}
-	return m.announceContact(tx, c.Account)
+	return met, m.announceContact(tx, c.Account)
 }
 
 // final reports whether following an invite can never succeed.
 func final(err error) bool {
-	return isCode(err, CodeInviteUsed) || isCode(err, CodeInviteExpired) || isCode(err, CodeBadInvite)
+	return isCode(err, CodeAlreadyContact) || isCode(err, CodeInviteUsed) || isCode(err, CodeInviteExpired) || isCode(err, CodeBadInvite)
 }
 
 // attempt is one try to follow an invite; err is set before done is closed.
@@ -173,6 +222,9 @@ func (m *Messenger) noteAdd(tx *store.Tx, id [16]byte, why error) error {
 	if err != nil {
 		return err
 	}
+	if c.State == ContactEstablished && c.Warning == "" {
+		return nil // only the link is worthless
+	}
 	c.Warning = why.Error()
 	waiting, err := tx.CountOutgoing(c.Account)
 	if err != nil {
@@ -227,6 +279,13 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 	if err != nil {
 		return err
 	}
+	if c.State == ContactEstablished && c.Warning == "" && c.RecordKey == bundle.RecordKey {
+		// Whoever blocks or removes us draws a new key (hide), so these two know each other.
+		if c.Established.Before(row.Created) {
+			return alreadyMet(c.Name)
+		}
+		return m.metMeanwhile(tx, c)
+	}
 	self, err := tx.GetSelf()
 	if err != nil {
 		return err
@@ -269,6 +328,22 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 		return err
 	}
 	if err := m.putContact(tx, c); err != nil {
+		return err
+	}
+	return m.announceContact(tx, c.Account)
+}
+
+// metMeanwhile ends following the link of somebody whose own hello came first. They had no name yet but a stand-in.
+func (m *Messenger) metMeanwhile(tx *store.Tx, c store.Contact) (err error) {
+	if c.Name == standIn(c.Account) {
+		if c.Name, err = m.freeName(tx, c.Claimed, c.Account); err != nil {
+			return err
+		}
+	}
+	if err := m.putContact(tx, c); err != nil {
+		return err
+	}
+	if err := endAdds(tx, c.Account); err != nil {
 		return err
 	}
 	return m.announceContact(tx, c.Account)

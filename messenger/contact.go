@@ -96,6 +96,9 @@ func (m *Messenger) welcome(tx *store.Tx, c *store.Contact) error {
 	if c.Established.IsZero() {
 		c.Established = m.clock.Now()
 	}
+	if c.Warning == warnUnblocked {
+		c.Warning = ""
+	}
 	if err := m.queue(tx, c, &wire.Content{Kind: wire.KindControl}, time.Time{}); err != nil {
 		return err
 	}
@@ -135,7 +138,7 @@ func (m *Messenger) archiveAll(tx *store.Tx, c *store.Contact) error {
 func (m *Messenger) freeName(tx *store.Tx, claimed string, acct [32]byte) (string, error) {
 	base := identity.CleanName(claimed)
 	if base == "" {
-		base = "friend-" + identity.AccountID(acct).Short()[:4]
+		base = standIn(acct)
 	}
 	for i := 1; ; i++ {
 		name := base
@@ -151,6 +154,9 @@ func (m *Messenger) freeName(tx *store.Tx, claimed string, acct [32]byte) (strin
 		}
 	}
 }
+
+// standIn is the name of a contact who has not told one yet.
+func standIn(acct [32]byte) string { return "friend-" + identity.AccountID(acct).Short()[:4] }
 
 // findContact finds by name, by a unique beginning of a name, or by account.
 func (m *Messenger) findContact(tx *store.Tx, name string) (store.Contact, error) {
@@ -241,6 +247,9 @@ func (m *Messenger) Contacts(ctx context.Context) ([]Contact, error) {
 			if err != nil {
 				return err
 			}
+			if err := withNews(tx, c, &v); err != nil {
+				return err
+			}
 			out = append(out, v)
 		}
 		return nil
@@ -261,8 +270,10 @@ func (m *Messenger) Contact(ctx context.Context, name string) (Contact, error) {
 		if err != nil {
 			return err
 		}
-		out, err = m.viewContact(tx, c, rows)
-		return err
+		if out, err = m.viewContact(tx, c, rows); err != nil {
+			return err
+		}
+		return withNews(tx, c, &out)
 	})
 	return out, err
 }
@@ -279,6 +290,34 @@ func (m *Messenger) viewContact(tx *store.Tx, c store.Contact, all []store.Conta
 		}
 	}
 	return out, err
+}
+
+// lately is how many of the newest messages tell how a contact does.
+const lately = 16
+
+// withNews adds what the newest messages tell: a receipt shows that they were there, a refusal that they may have left us
+// out.
+func withNews(tx *store.Tx, c store.Contact, out *Contact) error {
+	rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: lately})
+	if err != nil {
+		return err
+	}
+	newest := true
+	for _, row := range slices.Backward(rows) {
+		if !row.Out || row.State == StateQueued || row.State == StateHeld {
+			continue
+		}
+		switch {
+		case row.State == StateDelivered || row.State == StateRead:
+			if row.Changed.After(out.LastSeen) {
+				out.LastSeen = row.Changed
+			}
+		case newest && turnedAway(row) && c.State == ContactEstablished && out.Warning == "":
+			out.Warning = "their program did not take your last message; what you write may wait in vain until you meet again by a new invite"
+		}
+		newest = false
+	}
+	return nil
 }
 
 // change runs fn on one contact and announces it.
@@ -334,12 +373,15 @@ func (m *Messenger) Unblock(ctx context.Context, name string) error {
 		if c.State != ContactBlocked {
 			return refuse(CodeNotEstablished, "", "%s is not blocked", c.Name)
 		}
-		c.State, c.Warning = ContactPending, "unblocked: meet again by an invite"
+		c.State, c.Warning = ContactPending, warnUnblocked
 		return nil
 	})
 }
 
-// Remove forgets a contact and its keys. What was said stays.
+// warnUnblocked stays with an unblocked contact until both have met again.
+const warnUnblocked = "unblocked: nothing passes until you meet again by a new invite, yours or theirs"
+
+// Remove forgets a contact and its keys. What was said stays, and can be read under the name it had.
 func (m *Messenger) Remove(ctx context.Context, name string) error {
 	err := m.update(ctx, func(tx *store.Tx) error {
 		c, err := m.findContact(tx, name)
@@ -347,6 +389,9 @@ func (m *Messenger) Remove(ctx context.Context, name string) error {
 			return err
 		}
 		if err := m.forget(tx, c, "contact removed"); err != nil {
+			return err
+		}
+		if err := rememberName(tx, c); err != nil {
 			return err
 		}
 		if err := tx.DeleteContact(c.Account); err != nil {

@@ -25,10 +25,13 @@ const maxPage = 4 << 20
 func (m *Messenger) findMessage(tx *store.Tx, id string) (store.Message, error) {
 	digits := strings.TrimPrefix(strings.ToLower(strings.TrimSpace(id)), "m")
 	missing := refuse(CodeMessageNotFound, "See the ids: sotto read NAME --json", "there is no message %q", id)
+	if digits == "" && strings.TrimSpace(id) != "" {
+		return store.Message{}, refuse(CodeAmbiguous, "Type more of it; the ids are shown by: sotto read NAME --json", "%q is how every message's id begins", id)
+	}
 	if digits == "" || len(digits) > 32 || strings.Trim(digits, "0123456789abcdef") != "" {
 		return store.Message{}, missing
 	}
-	rows, err := tx.MessagesByPrefix(digits, 2)
+	rows, err := tx.MessagesByPrefix(digits, somePrefixes)
 	if err != nil {
 		return store.Message{}, err
 	}
@@ -39,8 +42,16 @@ func (m *Messenger) findMessage(tx *store.Tx, id string) (store.Message, error) 
 	case 1:
 		return rows[0], nil
 	}
-	return store.Message{}, refuse(CodeAmbiguous, "Type more of it.", "%q fits several messages", id)
+	var ids []string
+	for _, row := range rows[:min(len(rows), 3)] {
+		ids = append(ids, wire.MsgID(row.ID).String()[:9])
+	}
+	return store.Message{}, refuse(CodeAmbiguous, "Type more of it, for example: "+strings.Join(ids, ", "), "%q fits several messages", id)
 }
+
+// somePrefixes is how many messages whose ids begin alike are looked at: enough that the held ones among them do not make
+// an ambiguous beginning look unique.
+const somePrefixes = 32
 
 // Message returns one message.
 func (m *Messenger) Message(ctx context.Context, id string) (Message, error) {
@@ -63,7 +74,7 @@ func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) 
 	unread := 0
 	err := m.store.View(func(tx *store.Tx) error {
 		var err error
-		if c, err = m.findContact(tx, conv); err != nil {
+		if c, err = m.findTalk(tx, conv); err != nil {
 			return err
 		}
 		talk, err := m.conversation(tx, c)
@@ -81,7 +92,7 @@ func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) 
 	if err != nil || q.Peek || unread == 0 {
 		return out, err
 	}
-	return out, m.markRead(ctx, c.Account)
+	return out, m.markRead(ctx, c)
 }
 
 // page collects shown rows, the newest, up to maxPage; held ones are passed over.
@@ -111,9 +122,12 @@ func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Ti
 }
 
 // markRead sets the unread count to nothing and, if the person wants that, tells the other side.
-func (m *Messenger) markRead(ctx context.Context, acct [32]byte) error {
+func (m *Messenger) markRead(ctx context.Context, shown store.Contact) error {
 	return m.update(ctx, func(tx *store.Tx) error {
-		c, err := tx.Contact(acct)
+		c, err := tx.Contact(shown.Account)
+		if errors.Is(err, store.ErrNotFound) {
+			c, err = shown, nil // removed: nobody is told
+		}
 		if err != nil {
 			return err
 		}
@@ -168,7 +182,7 @@ func (m *Messenger) ReadMarks(ctx context.Context) (on bool, err error) {
 	return on, err
 }
 
-// Inbox lists the conversations: unread ones first, then by newest message.
+// Inbox lists the conversations, those with people who were removed too: unread ones first, then by newest message.
 func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 	var out []Conversation
 	err := m.store.View(func(tx *store.Tx) error {
@@ -176,7 +190,11 @@ func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 		if err != nil {
 			return err
 		}
-		for _, c := range contacts {
+		left, err := removed(tx)
+		if err != nil {
+			return err
+		}
+		for _, c := range append(contacts, left...) {
 			conv, err := m.conversation(tx, c)
 			if err != nil {
 				return err
@@ -185,7 +203,7 @@ func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 			if err != nil {
 				return err
 			}
-			line := Conversation{Ref: Ref{Kind: "contact", Name: c.Name, ID: c.Conv}, Unread: conv.Unread}
+			line := Conversation{Ref: Ref{Kind: "contact", Name: c.Name, ID: c.Conv}, Removed: c.State == store.ContactRemoved, Unread: conv.Unread}
 			if len(last) > 0 {
 				line.Last = &last[0]
 			}
@@ -237,13 +255,43 @@ func traceOf(row store.Message, between []store.Step) []Step {
 		first.What = "queued"
 	}
 	steps := []Step{first}
+	tries := 0 // how many of the last steps are tries, each kind once
 	for _, s := range between {
-		steps = append(steps, Step{At: s.At, What: s.What, Detail: s.Detail})
+		next := Step{At: s.At, What: s.What, Detail: s.Detail}
+		if !isTry(s.What) {
+			tries = 0
+		} else if at := slices.IndexFunc(steps[len(steps)-tries:], func(o Step) bool { return o.What == s.What }); at >= 0 {
+			same := &steps[len(steps)-tries+at]
+			same.Times, same.Last = max(same.Times, 1)+1, s.At
+			continue
+		} else {
+			tries++
+		}
+		steps = append(steps, next)
 	}
 	if !row.Changed.IsZero() {
-		steps = append(steps, Step{At: row.Changed, What: row.State, Detail: row.Why})
+		steps = append(steps, Step{At: row.Changed, What: row.State, Detail: plainWhy(row)})
 	}
 	return steps
+}
+
+// isTry reports whether a step is an attempt that came to nothing; a friend who is away makes many of them.
+func isTry(what string) bool {
+	return strings.HasPrefix(what, "dialled, ") || strings.HasPrefix(what, "knocked, ")
+}
+
+// turnedAway reports whether the other side's node said that it will never take a message.
+func turnedAway(row store.Message) bool {
+	return row.Out && row.State == StateFailed && strings.HasPrefix(row.Why, "refused by the other side")
+}
+
+// plainWhy is a row's reason in words that help. A refusal says no more than that: who blocks or removes somebody does not
+// tell them.
+func plainWhy(row store.Message) string {
+	if turnedAway(row) {
+		return "their program did not take it: you may no longer be among their contacts; ask them for a new invite"
+	}
+	return row.Why
 }
 
 // Cancel takes a message back that was not delivered yet.

@@ -102,9 +102,10 @@ type Contact struct {
 
 // Conversation is one line of the inbox.
 type Conversation struct {
-	Ref    Ref
-	Unread int
-	Last   *Message
+	Ref     Ref
+	Removed bool // whom it is with was removed; what was said stays
+	Unread  int
+	Last    *Message
 }
 
 // Invite is an invitation this device made.
@@ -126,6 +127,8 @@ type Step struct {
 	At     time.Time
 	What   string
 	Detail string
+	Times  int       // how often it was tried in a row, when more than once
+	Last   time.Time // when it was tried last, if Times is set
 }
 
 // Trace is a message's life on this node.
@@ -193,8 +196,9 @@ type InviteRequest struct {
 
 // AddRequest follows an invitation.
 type AddRequest struct {
-	Link string
-	Name string
+	Link   string
+	Name   string
+	Within time.Duration // how long to look for the inviter before answering; 0 = until the attempt ends by itself
 }
 
 // AddResult is what came of it: the contact's state is pending while the other side was not found.

@@ -363,9 +363,6 @@ func (v *salvager) dropParts(tx *Tx) error {
 	without := func(part, of table) error {
 		return v.dropIf(tx, part, func(k []byte) bool {
 			_, err := tx.getRaw(key(of, k[1:]))
-			if errors.Is(err, ErrNotFound) && part == tSession {
-				v.dangled[tSession]++
-			}
 			return errors.Is(err, ErrNotFound)
 		})
 	}
