@@ -97,6 +97,9 @@ func (c *Client) NodeVersion() string { return c.node.Version }
 // NodePID is the node's process.
 func (c *Client) NodePID() int { return c.node.PID }
 
+// NodeData is the data directory of the node's home, which need not be the one that the caller's flags name.
+func (c *Client) NodeData() string { return c.node.Data }
+
 // Online reports whether the node has its network, not only its store.
 func (c *Client) Online() bool { return c.node.Online }
 
@@ -247,8 +250,11 @@ func (c *Client) Send(ctx context.Context, p SendParams) (Message, error) {
 
 // Wait waits until a message has reached a state.
 func (c *Client) Wait(ctx context.Context, id, state string, timeout time.Duration) (Message, error) {
-	return Call[Message](ctx, c, "message.wait", WaitParams{ID: id, State: state, TimeoutMS: timeout.Milliseconds()})
+	return Call[Message](ctx, c, "message.wait", WaitParams{ID: id, State: state, TimeoutMS: Millis(timeout)})
 }
+
+// Millis is a time as parameters carry it, rounded up: 0 means no limit, which a short one must not become.
+func Millis(d time.Duration) int64 { return (d + time.Millisecond - 1).Milliseconds() }
 
 // Messages returns a page of a conversation, oldest first.
 func (c *Client) Messages(ctx context.Context, p ListParams) ([]Message, error) {

@@ -56,6 +56,7 @@ type (
 	// Net is the network side, absent when only the store is open.
 	Net interface {
 		NetStatus() NetStatus
+		Warnings() []Warning
 		Peers() []Peer
 		Ping(ctx context.Context, name string) (Ping, error)
 		Connect(ctx context.Context, addr string) error

@@ -34,6 +34,7 @@ const (
 type Config struct {
 	Version string
 	Profile string
+	Data    string // the home's data directory
 	Net     Net
 	Stop    func()
 	Clock   clock.Clock
@@ -155,11 +156,12 @@ type hello struct {
 	Profile string `json:"profile"`
 	Online  bool   `json:"online"`
 	PID     int    `json:"pid"`
+	Data    string `json:"data"`
 }
 
 func (s *Server) version(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(hello{API: APIVersion, Version: s.cfg.Version, Profile: s.cfg.Profile, Online: s.cfg.Net != nil, PID: os.Getpid()})
+	_ = json.NewEncoder(w).Encode(hello{API: APIVersion, Version: s.cfg.Version, Profile: s.cfg.Profile, Online: s.cfg.Net != nil, PID: os.Getpid(), Data: s.cfg.Data})
 }
 
 func refuse(w http.ResponseWriter, status int, e *Error) {
@@ -346,10 +348,11 @@ func (s *Server) status(ctx context.Context, _ None) (Status, error) {
 	}
 	st.V, st.Version, st.API, st.Profile = 1, s.cfg.Version, APIVersion, s.cfg.Profile
 	st.PID, st.Started, st.Online = os.Getpid(), s.started.UTC(), s.cfg.Net != nil
-	st.Warnings = orEmpty(st.Warnings)
 	if s.cfg.Net != nil {
 		st.Net = s.cfg.Net.NetStatus()
+		st.Warnings = append(st.Warnings, s.cfg.Net.Warnings()...)
 	}
+	st.Warnings = orEmpty(st.Warnings)
 	st.Net.Addrs = orEmpty(st.Net.Addrs)
 	return st, nil
 }

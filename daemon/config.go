@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -47,8 +49,22 @@ type StoreConfig struct {
 
 // LogConfig is how much is written into the log.
 type LogConfig struct {
-	Level slog.Level `toml:"level"`
+	Level Level `toml:"level"`
 }
+
+// Level is how important a line must be to be written.
+type Level slog.Level
+
+// UnmarshalText reads a level.
+func (l *Level) UnmarshalText(text []byte) error {
+	if (*slog.Level)(l).UnmarshalText(text) != nil {
+		return fmt.Errorf("%q is not a level: write debug, info, warn or error", text)
+	}
+	return nil
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (l Level) MarshalText() ([]byte, error) { return slog.Level(l).MarshalText() }
 
 // Size is a number of bytes, written like "128 MiB".
 type Size int64
@@ -131,14 +147,64 @@ func ParseConfig(path, text string) (Config, error) {
 	if err != nil {
 		var bad toml.ParseError
 		if errors.As(err, &bad) {
-			return cfg, configError(path, "Correct the line; all keys are shown by: sotto config show", "line %d: %s", bad.Position.Line, bad.Message)
+			return cfg, configError(path, "Correct the line; all keys are shown by: sotto config show", "line %d: %s", bad.Position.Line, strings.TrimSuffix(bad.Message, " for int64"))
 		}
-		return cfg, configError(path, "Correct the value; all keys are shown by: sotto config show", "%v", err)
+		return cfg, configError(path, "Correct the value; all keys are shown by: sotto config show", "%s", complaint(err))
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return cfg, unknownKey(path, unknown[0].String())
 	}
 	return cfg, cfg.check(path)
+}
+
+// mismatch is how the decoder tells of a value of the wrong type.
+var mismatch = regexp.MustCompile(`line ([0-9]+) \(last key "([^"]+)"\)`)
+
+// complaint is what is wrong with a value, in words of the file and not of the program.
+func complaint(err error) string {
+	at := mismatch.FindStringSubmatch(err.Error())
+	if at == nil {
+		return err.Error()
+	}
+	wants := wanted(at[2])
+	if wants == "" {
+		return fmt.Sprintf("line %s: the value of %s does not fit", at[1], at[2])
+	}
+	return fmt.Sprintf("line %s: %s wants %s", at[1], at[2], wants)
+}
+
+// wanted says what a key's value must be, "" when it says so itself.
+func wanted(key string) string {
+	section, name, _ := strings.Cut(key, ".")
+	t := reflect.TypeFor[Config]()
+	for _, part := range []string{section, name} {
+		if part == "" {
+			return "keys of its own, below a line [" + section + "]"
+		}
+		if t.Kind() != reflect.Struct {
+			return ""
+		}
+		i := slices.IndexFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool { return f.Tag.Get("toml") == part })
+		if i < 0 {
+			return ""
+		}
+		t = t.Field(i).Type
+	}
+	switch {
+	case t == reflect.TypeFor[Size]():
+		return `a size in quotes, such as "128 MiB"`
+	case t == reflect.TypeFor[Level]():
+		return `"debug", "info", "warn" or "error"`
+	case t.Kind() == reflect.Bool:
+		return "true or false, without quotes"
+	case t.Kind() == reflect.Int:
+		return "a whole number, without quotes"
+	case t.Kind() == reflect.Slice:
+		return `a list of texts, such as ["one", "two"]`
+	case t.Kind() == reflect.String:
+		return "a text in quotes"
+	}
+	return ""
 }
 
 func unknownKey(path, key string) error {

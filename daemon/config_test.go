@@ -54,7 +54,11 @@ func TestABadConfigIsRefusedWithItsRemedy(t *testing.T) {
 		"typo in a section":      {"[netwrok]\nmdns = false", `"netwrok`, "network"},
 		"unlike any key":         {"colour = 'red'", `"colour"`, "config show"},
 		"not TOML":               {"[network", "line 1", "config show"},
-		"wrong type":             {"[network]\nmdns = 'yes'", "line 2", "config show"},
+		"wrong type":             {"[network]\nmdns = 'yes'", "line 2: network.mdns wants true or false", "config show"},
+		"a list that is none":    {"[network]\nbootstrap = 'x'", "network.bootstrap wants a list of texts", "config show"},
+		"a number in quotes":     {"[network]\ninner_port = '4'", "network.inner_port wants a whole number", "config show"},
+		"a section that is none": {"network = 3", "network wants keys of its own", "config show"},
+		"no such level":          {"[log]\nlevel = 'loud'", "write debug, info, warn or error", "config show"},
 		"port zero less":         {"[network]\ninner_port = -1", "inner_port", "65535"},
 		"port too large":         {"[network]\nfront_port = 65536", "front_port", "65535"},
 		"one port twice":         {"[network]\ninner_port = 5\nfront_port = 5", "same", "Give each"},
@@ -71,6 +75,11 @@ func TestABadConfigIsRefusedWithItsRemedy(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, err := daemon.ParseConfig("c.toml", tc.text)
 			var e *control.Error
+			for _, raw := range []string{"strconv", "slog", " toml: ", "int64", "destination"} {
+				if err != nil && strings.Contains(err.Error(), raw) {
+					t.Errorf("%v says %s", err, raw)
+				}
+			}
 			if !errors.As(err, &e) || e.Exit != control.ExitUsage || !strings.Contains(e.Message, tc.says) || !strings.Contains(e.Hint, tc.hint) {
 				t.Errorf("got %#v", err)
 			}

@@ -172,13 +172,14 @@ func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *iden
 		return err
 	}
 	core := control.Messenger{Messenger: m, Store: st}
-	api := control.Config{Version: opt.Version, Profile: opt.Home.Profile, Stop: stop, Clock: opt.Clock, Log: opt.Log}
+	api := control.Config{Version: opt.Version, Profile: opt.Home.Profile, Data: opt.Home.Data, Stop: stop, Clock: opt.Clock, Log: opt.Log}
+	away := &outage{named: len(cfg.Network.Bootstrap)}
 	var n *node.Node
 	if !opt.Offline {
 		if n, err = openNode(cfg, opt, m); err != nil {
 			return err
 		}
-		api.Net = network{n, m}
+		api.Net = network{n, m, away}
 		core.Hints = func() []string { return hints(n, cfg) }
 	}
 	l, err := control.Listen(ctx, opt.Home.Socket)
@@ -190,6 +191,7 @@ func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *iden
 	if n != nil {
 		g.Go(func() error { return n.Run(ctx) })
 		g.Go(func() error { return m.Run(ctx, n) })
+		g.Go(func() error { return away.watch(ctx, opt.Clock, opt.Log, func() bool { return n.Status().Online }) })
 	}
 	g.Go(func() error {
 		defer stop() // the door is shut: nobody could reach or stop the rest
@@ -262,11 +264,11 @@ func lockedError(path string, err error) error {
 		code, hint string
 		exit       int
 	}{
-		{identity.ErrWrongPassphrase, "wrong_passphrase", "Try again; without the passphrase only the 24 words bring the identity back.", control.ExitLocked},
+		{identity.ErrWrongPassphrase, "wrong_passphrase", "Try again; without the passphrase this identity cannot be used: this version does not restore from the 24 words yet.", control.ExitLocked},
 		{identity.ErrLocked, "locked", "Give the passphrase with --passphrase-file FILE or SOTTO_PASSPHRASE_FILE, or run it in a terminal.", control.ExitLocked},
 		{identity.ErrKeyring, "keyring", "Unlock the system keyring, or choose a passphrase instead.", control.ExitLocked},
 		{identity.ErrKeyFileMode, "key_file_open", "Make it yours alone: chmod 600 " + path, control.ExitLocked},
-		{identity.ErrKeyFileDamaged, "key_file_damaged", "Restore it from a backup, or from the 24 words.", control.ExitFailed},
+		{identity.ErrKeyFileDamaged, "key_file_damaged", "Put a copy of the file back; this version does not restore from the 24 words yet.", control.ExitFailed},
 	} {
 		if errors.Is(err, known.is) {
 			return control.Errorf(known.exit, known.code, known.hint, "%v", err)

@@ -3,6 +3,8 @@
 package daemon
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -12,7 +14,7 @@ import (
 func (h Home) Free() bool {
 	f, err := os.Open(filepath.Join(h.Store(), "lock"))
 	if err != nil {
-		return true
+		return errors.Is(err, fs.ErrNotExist)
 	}
 	defer func() { _ = f.Close() }()
 	return syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil

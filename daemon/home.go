@@ -122,6 +122,9 @@ func (h Home) Store() string { return filepath.Join(h.Data, "store") }
 // Log is the log file.
 func (h Home) Log() string { return filepath.Join(h.State, "sotto.log") }
 
+// Output is where a node in the background says what it would say to a terminal.
+func (h Home) Output() string { return filepath.Join(h.State, "up.out") }
+
 // Exists reports whether an identity was made here.
 func (h Home) Exists() bool {
 	_, err := os.Lstat(h.KeyFile())

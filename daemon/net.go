@@ -16,13 +16,17 @@ import (
 type network struct {
 	node *node.Node
 	m    *messenger.Messenger
+	away *outage
 }
+
+// Warnings are what a person should know about the network.
+func (n network) Warnings() []control.Warning { return n.away.warnings() }
 
 // NetStatus tells how the node stands in the network.
 func (n network) NetStatus() control.NetStatus {
 	s := n.node.Status()
 	return control.NetStatus{Reachability: s.Reachability, Addrs: append(s.Inner, s.Front...), Peers: s.Contacts + s.DHTServers + s.LAN + s.Relays,
-		Contacts: s.Contacts, DHT: s.DHTServers, LAN: s.LAN, Relays: s.Relays, Online: s.Online}
+		Contacts: s.Contacts, DHT: s.DHTServers, LAN: s.LAN, Relays: s.Relays, Online: s.Online, Named: n.away.named}
 }
 
 // Peers lists the connections.

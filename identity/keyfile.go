@@ -26,7 +26,7 @@ var (
 	// ErrKeyring: the system keyring cannot be used, or no longer holds the key.
 	ErrKeyring = errors.New("system keyring not usable")
 	// ErrKeyFileDamaged: the bytes are not a whole key file.
-	ErrKeyFileDamaged = errors.New("key file is damaged: restore it from a backup, or from the 24 words")
+	ErrKeyFileDamaged = errors.New("key file is damaged: restore it from a backup")
 	// ErrKeyFileExists: there is an identity already, and it is not overwritten.
 	ErrKeyFileExists = errors.New("a key file is there already")
 	// ErrKeyFileMode: other users of this computer could read or change the file.

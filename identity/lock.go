@@ -231,11 +231,11 @@ func askPassphrase(unlock Unlock, cost kdfCost, salt []byte) ([]byte, error) {
 func (e keyringEntry) fetch() ([]byte, error) {
 	text, err := keyring.Get(e.service, e.name())
 	if err != nil {
-		return nil, fmt.Errorf("%w: get %q of %q: %w: unlock the keyring, or restore from the 24 words", ErrKeyring, e.name(), e.service, err)
+		return nil, fmt.Errorf("%w: get %q of %q: %w: unlock the keyring", ErrKeyring, e.name(), e.service, err)
 	}
 	key, err := hex.DecodeString(text)
 	if err != nil || len(key) != 32 {
-		return nil, fmt.Errorf("%w: %q of %q is not a key: restore from the 24 words", ErrKeyring, e.name(), e.service)
+		return nil, fmt.Errorf("%w: %q of %q is not a key: put back what was stored there", ErrKeyring, e.name(), e.service)
 	}
 	return key, nil
 }

@@ -1,0 +1,52 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"sotto/internal/clock"
+)
+
+func TestVolunteersThatDoNotAnswerAreToldOfUntilOneDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var said bytes.Buffer
+		var online atomic.Bool
+		away, done := &outage{named: 2}, make(chan error, 1)
+		go func() {
+			done <- away.watch(ctx, clock.System{}, slog.New(slog.NewTextHandler(&said, nil)), online.Load)
+		}()
+		for _, step := range []struct {
+			online bool
+			after  time.Duration
+			warned bool
+		}{{false, patience - time.Second, false}, {false, lookEvery, true}, {false, time.Hour, true}, {true, lookEvery, false}, {false, lookEvery, false}} {
+			online.Store(step.online)
+			time.Sleep(step.after) // virtual
+			synctest.Wait()
+			if got := len(away.warnings()) > 0; got != step.warned {
+				t.Errorf("%+v: warned %v", step, got)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if log := said.String(); strings.Count(log, "WARN") != 1 || strings.Count(log, "answers again") != 1 {
+			t.Errorf("the log says %s", log)
+		}
+	})
+}
+
+func TestAHomeWithoutAVolunteerIsNotWarnedOfOne(t *testing.T) {
+	away := &outage{}
+	if err := away.watch(t.Context(), clock.System{}, slog.New(slog.DiscardHandler), nil); err != nil || len(away.warnings()) > 0 {
+		t.Errorf("%v, %v", away.warnings(), err)
+	}
+}
