@@ -111,13 +111,16 @@ func (m *Messenger) reset(tx *store.Tx, c *store.Contact, why string) error {
 		return err
 	}
 	c.Reset = m.clock.Now()
-	c.Warning = "the encrypted session was begun anew: " + why
+	c.Warning = warnAnew + why
 	if err := m.putContact(tx, *c); err != nil {
 		return err
 	}
 	m.counters.resets.Add(1)
 	return m.announceContact(tx, c.Account)
 }
+
+// warnAnew begins the warning that stays with a contact after a reset.
+const warnAnew = "the encrypted session was begun anew: "
 
 func (m *Messenger) archiveAll(tx *store.Tx, c *store.Contact) error {
 	m.choose(tx, identity.AccountID(c.Account), [16]byte{})
@@ -312,7 +315,7 @@ func withNews(tx *store.Tx, c store.Contact, out *Contact) error {
 			if row.Changed.After(out.LastSeen) {
 				out.LastSeen = row.Changed
 			}
-		case newest && turnedAway(row) && c.State == ContactEstablished && out.Warning == "":
+		case newest && turnedAway(row) && c.State == ContactEstablished && (out.Warning == "" || strings.HasPrefix(out.Warning, warnAnew)):
 			out.Warning = "their program did not take your last message; what you write may wait in vain until you meet again by a new invite"
 		}
 		newest = false
