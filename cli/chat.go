@@ -273,7 +273,7 @@ func (t *talk) invite(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return t.a.showInvite(inv, inviteOptions{})
+	return t.a.showInvite(inv, &inviteOptions{})
 }
 
 func (t *talk) verify(ctx context.Context) error {

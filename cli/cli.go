@@ -72,6 +72,7 @@ type app struct {
 	jq, home, profile, socket, color, passFile    string
 	timeout                                       time.Duration
 	passphrase                                    []byte // asked for once
+	made                                          bool   // the identity was made by this run, or its flags were told to be unused
 	create                                        createFlags
 }
 
@@ -86,7 +87,12 @@ func (a *app) root() *cobra.Command {
 		RunE:    a.run(a.begin),
 		Args:    cobra.ArbitraryArgs,
 	}
-	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error { return flagError(c, err) })
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		if word := a.firstWord(c); !c.HasParent() && word != "" && word != "-" && !looksLikeInvite(word) {
+			return unknownCommand(c, word) // its flags are not the root's: the word is the mistake
+		}
+		return flagError(c, err)
+	})
 	a.globals(root.PersistentFlags())
 	a.create.register(root.Flags())
 	for _, g := range []struct{ id, title string }{{"talk", "talk"}, {"people", "people"}, {"node", "node"}, {"self", "self"}, {"meta", "meta"}} {
@@ -117,16 +123,16 @@ func (a *app) root() *cobra.Command {
 
 func (a *app) globals(f *pflag.FlagSet) {
 	f.BoolVar(&a.json, "json", false, "print JSON, one object a line")
-	f.StringVar(&a.jq, "jq", "", "print what this jq `expression` makes of the JSON")
+	f.StringVar(&a.jq, "jq", "", "print what this jq expression makes of the JSON")
 	f.BoolVarP(&a.quiet, "quiet", "q", false, "say nothing but results and errors")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "say what is going on")
-	f.StringVar(&a.home, "home", "", "keep everything in this `directory` (SOTTO_HOME)")
-	f.StringVar(&a.profile, "profile", "", "use the identity of this `name` (SOTTO_PROFILE)")
-	f.StringVar(&a.socket, "socket", "", "reach the node at this `path`")
-	f.StringVar(&a.passFile, "passphrase-file", "", "read the passphrase from this `file` (SOTTO_PASSPHRASE_FILE)")
+	f.StringVar(&a.home, "home", "", "keep everything in this directory (SOTTO_HOME)")
+	f.StringVar(&a.profile, "profile", "", "use the identity of this name (SOTTO_PROFILE)")
+	f.StringVar(&a.socket, "socket", "", "reach the node at this path")
+	f.StringVar(&a.passFile, "passphrase-file", "", "read the passphrase from this file (SOTTO_PASSPHRASE_FILE)")
 	f.BoolVar(&a.noInput, "no-input", false, "never ask anything")
 	f.BoolVar(&a.noStart, "no-start", false, "only use a running node (SOTTO_NO_START)")
-	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "give up waiting after this `time`")
+	f.DurationVar(&a.timeout, "timeout", 20*time.Second, "give up waiting after this time; 0 waits on")
 	f.StringVar(&a.color, "color", "auto", "auto, always or never")
 	f.BoolVar(&a.ascii, "ascii", false, "words instead of signs and pictures")
 	f.Var(refused{}, "passphrase", "")
@@ -202,6 +208,28 @@ func guard(c *cobra.Command) {
 	}
 }
 
+// firstWord is the first argument that is neither a flag nor a flag's value, if all flags before it are known.
+func (a *app) firstWord(c *cobra.Command) string {
+	for i := 0; i < len(a.env.Args); i++ {
+		arg := a.env.Args[i]
+		if !strings.HasPrefix(arg, "-") || arg == "-" {
+			return arg
+		}
+		name, _, given := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		f := c.Flags().Lookup(name)
+		if f == nil && len(arg) == 2 {
+			f = c.Flags().ShorthandLookup(arg[1:])
+		}
+		if f == nil {
+			return ""
+		}
+		if !given && f.NoOptDefVal == "" {
+			i++
+		}
+	}
+	return ""
+}
+
 func unknownCommand(c *cobra.Command, word string) error {
 	var names []string
 	for _, sub := range c.Commands() {
@@ -218,8 +246,14 @@ func unknownCommand(c *cobra.Command, word string) error {
 
 func flagError(c *cobra.Command, err error) error {
 	var own *control.Error
-	if errors.As(err, &own) {
+	var wrong *pflag.InvalidValueError
+	switch hasOwn := errors.As(err, &own); {
+	case errors.As(err, &wrong) && hasOwn && own.Code == "usage":
+		return usage(own.Hint, "--%s: %s", wrong.GetFlag().Name, own.Message)
+	case hasOwn:
 		return own
+	case wrong != nil:
+		return badValue(c, wrong)
 	}
 	hint := "See: " + c.CommandPath() + " --help"
 	var unknown *pflag.NotExistError
@@ -235,6 +269,20 @@ func flagError(c *cobra.Command, err error) error {
 		}
 	}
 	return usage(hint, "%s", line(err.Error()))
+}
+
+// badValue says what a flag wants, in place of what Go's parsers say.
+func badValue(c *cobra.Command, e *pflag.InvalidValueError) error {
+	hint, what := "See: "+c.CommandPath()+" --help", "cannot be used"
+	switch e.GetFlag().Value.Type() {
+	case "duration":
+		hint, what = "Write it like 500ms, 20s or 10m.", "is not a time"
+	case "int":
+		hint, what = "Write it in digits.", "is not a whole number"
+	case "bool":
+		hint, what = "Write true or false, or leave the value out.", "is neither true nor false"
+	}
+	return usage(hint, "--%s: %q %s", e.GetFlag().Name, line(e.GetValue()), what)
 }
 
 // exactly, atLeast and atMost check the number of arguments, naming what is missing.
@@ -290,7 +338,7 @@ func (a *app) say(format string, args ...any) {
 }
 
 // command finds the commands that a text tells people to run.
-var command = regexp.MustCompile(`(^|[:(] ?|\n)sotto ([a-z]+)`)
+var command = regexp.MustCompile(`(^|[:(,;] ?|\n| (?:then|or) )sotto ([a-z]+)`)
 
 // sameHome makes commands that a text names speak of the home that this one speaks of, so that they can be copied.
 func (a *app) sameHome(text string) string {
@@ -335,13 +383,23 @@ func (a *app) report(ctx context.Context, err error) int {
 	if errors.Is(err, io.ErrClosedPipe) || errors.Is(err, syscall.EPIPE) {
 		return control.ExitFailed // nobody reads any more
 	}
+	told := *e
+	told.Hint = a.sameHome(e.Hint)
 	if a.json {
-		a.printError(e)
-		return e.Exit
+		a.printError(&told)
+		return told.Exit
 	}
-	_, _ = fmt.Fprintln(a.env.Stderr, "sotto:", text(e.Message))
-	if e.Hint != "" {
-		_, _ = fmt.Fprintln(a.env.Stderr, " ", text(a.sameHome(e.Hint)))
+	_, _ = fmt.Fprintln(a.env.Stderr, "sotto:", text(told.Message))
+	if told.Hint != "" {
+		_, _ = fmt.Fprintln(a.env.Stderr, " ", text(told.Hint))
 	}
-	return e.Exit
+	return told.Exit
+}
+
+// within bounds waiting by a time that people chose; 0 leaves it to the context.
+func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if limit <= 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, limit)
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -41,9 +40,9 @@ func (a *app) upDetached(ctx context.Context, cfg daemon.Config, opt daemon.Opti
 	if secret != nil {
 		args = append(args, "--passphrase-file", "/dev/stdin")
 	}
-	out, err := os.OpenFile(filepath.Join(opt.Home.State, "up.out"), os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
+	out, err := daemon.OpenOutput(opt.Home)
 	if err != nil {
-		return fmt.Errorf("open the node's output: %w", err)
+		return err
 	}
 	defer func() { _ = out.Close() }()
 	cmd := exec.Command(opt.Program, args...) // not bound to ctx: it outlives this command
@@ -85,18 +84,18 @@ func without(env []string, names ...string) []string {
 
 // awaitChild returns when the node answers, or with what it said when it ended.
 func (a *app) awaitChild(ctx context.Context, cmd *exec.Cmd, home daemon.Home, out io.ReaderAt) error {
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	ctx, cancel := within(ctx, a.timeout)
 	defer cancel()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	for {
 		c, err := control.Connect(ctx, home.Socket)
 		if err == nil {
-			pid := c.NodePID()
-			c.Close()
-			if pid == cmd.Process.Pid {
-				return a.result(map[string]any{"pid": pid}, func(io.Writer) { a.say("sotto runs (process %d). To stop it: sotto down", pid) })
+			if c.NodePID() == cmd.Process.Pid {
+				defer c.Close()
+				return a.sayDetached(ctx, c)
 			}
+			c.Close()
 		}
 		select {
 		case err := <-ended:
@@ -107,6 +106,18 @@ func (a *app) awaitChild(ctx context.Context, cmd *exec.Cmd, home daemon.Home, o
 			return control.Errorf(control.ExitNotInTime, "not_in_time", "See: sotto status; its log is shown by: sotto config path", "the node was started (process %d) and does not answer yet", cmd.Process.Pid)
 		}
 	}
+}
+
+// sayDetached tells that the node answers, and how it stands in the network by now.
+func (a *app) sayDetached(ctx context.Context, c *control.Client) error {
+	a.noteUnused(ctx, c)
+	st, err := c.Status(ctx)
+	if err != nil {
+		return err
+	}
+	return a.result(a.here(st), func(io.Writer) {
+		a.say("sotto runs (process %d) · %s. To stop it: sotto down", st.PID, reachLine(st.Net))
+	})
 }
 
 // childError is the child's own words, with its exit code.

@@ -52,7 +52,8 @@ const helpExitCodes = `Exit codes
   2    wrong use: unknown command or flag, missing argument, bad config
   3    no such contact, message or invite
   4    the node is not running, or cannot be reached
-  5    the state asked for was not reached in time; the message stays queued
+  5    not in time: the state asked for was not reached, nothing came or nobody answered before --timeout was over; nothing is
+       lost by it, a message stays queued and an invite that was followed is tried again while sotto runs
   6    the identity is locked: wrong or missing passphrase
   7    the key changed, or is not verified, and --require-verified was given
   8    refused: blocked, too large, disk full

@@ -51,6 +51,7 @@ func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error
 		if err != nil {
 			return err
 		}
+		a.noteUnused(ctx, l.Client)
 		err = fn(l)
 		closed := l.Close()
 		gone := errors.Is(err, control.ErrNoNode) || errors.Is(err, control.ErrStopping)

@@ -24,6 +24,7 @@ type listening struct {
 	cursor, after, conv string
 	all                 bool
 	limit               time.Duration
+	begun               time.Time
 	seen                *uint64 // the last event handed out: where to go on when another node takes over
 }
 
@@ -32,13 +33,17 @@ func (a *app) watchCommand() *cobra.Command {
 	var command string
 	c := &cobra.Command{
 		Use: "watch [NAME]", Short: "Print messages as they arrive",
-		Long: "Prints what others send from now on, until it is stopped. With --cursor the node remembers how far this reader has come, so that\n" +
-			"one that was away misses nothing. With --all every event is printed: own messages, receipts, contacts, invites.",
+		Long: "Prints what others send from now on, until it is stopped or, if that was given, --timeout is over (exit 0). With --cursor the node\n" +
+			"remembers how far this reader has come, so that one that was away misses nothing. With --all every event is printed: own messages,\n" +
+			"receipts, contacts, invites.",
 		Example: "sotto watch\nsotto watch --json --cursor backup-bot | while read -r m; do …; done\nsotto watch --cursor bell --exec 'notify-send sotto'",
 		Args:    atMost("NAME"), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				p.conv = args[0]
+			}
+			if cmd.Flags().Changed("timeout") {
+				p.limit = a.timeout
 			}
 			return a.with(cmd.Context(), needNetwork, func(l *link) error {
 				err := a.listen(cmd.Context(), l, &p, func(e control.Event) (bool, error) {
@@ -50,19 +55,22 @@ func (a *app) watchCommand() *cobra.Command {
 				if l.own && errors.Is(err, control.ErrStopped) {
 					return nil // sotto down ended this very process, as it should
 				}
+				if errors.Is(err, &control.Error{Code: "nothing_came"}) {
+					return nil // the time is over, and what came was printed
+				}
 				return err
 			})
 		}),
 	}
 	p.flags(c)
 	c.Flags().BoolVar(&p.all, "all", false, "every event, not only others' messages")
-	c.Flags().StringVar(&command, "exec", "", "run this shell `command` for each, with the JSON on its stdin; a failure ends the watch before the cursor moves")
+	c.Flags().StringVar(&command, "exec", "", "run this shell command for each, with the JSON on its stdin; a failure ends the watch before the cursor moves")
 	return c
 }
 
 func (p *listening) flags(c *cobra.Command) {
-	c.Flags().StringVar(&p.cursor, "cursor", "", "go on where the reader of this `name` was")
-	c.Flags().StringVar(&p.after, "after", "", "begin after this event `number` or message id")
+	c.Flags().StringVar(&p.cursor, "cursor", "", "go on where the reader of this name was")
+	c.Flags().StringVar(&p.after, "after", "", "begin after this event number or message id")
 }
 
 func (a *app) waitCommand() *cobra.Command {
@@ -95,18 +103,21 @@ func (a *app) waitCommand() *cobra.Command {
 	}
 	p.flags(c)
 	c.Flags().StringVar(&p.conv, "from", "", "only from this contact")
-	c.Flags().StringVar(&match, "match", "", "only a text that fits this regular `expression`")
+	c.Flags().StringVar(&match, "match", "", "only a text that fits this regular expression")
 	return c
 }
 
 var errNothingCame = errors.New("nothing came")
 
-// until bounds listening from the moment it begins; no limit leaves it to the context.
-func (p *listening) until(ctx context.Context) (context.Context, context.CancelFunc) {
+// until bounds listening from the moment it first begins; no limit leaves it to the context.
+func (p *listening) until(ctx context.Context, now time.Time) (context.Context, context.CancelFunc) {
 	if p.limit == 0 {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeoutCause(ctx, p.limit, errNothingCame)
+	if p.begun.IsZero() {
+		p.begun = now
+	}
+	return context.WithTimeoutCause(ctx, p.limit-now.Sub(p.begun), errNothingCame)
 }
 
 // listen hands events to fn until it has had enough, and moves the cursor after each.
@@ -127,7 +138,7 @@ func (a *app) listen(ctx context.Context, l *link, p *listening, fn func(control
 		}
 		place.After = &seq
 	}
-	hearing, stop := p.until(ctx)
+	hearing, stop := p.until(ctx, a.clock.Now())
 	defer stop()
 	stream, err := l.Events(hearing, place)
 	if err != nil {

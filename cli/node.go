@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"time"
@@ -20,6 +19,7 @@ func (a *app) statusCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				st = a.here(st)
 				return a.result(st, func(w io.Writer) { a.printStatus(w, st) })
 			})
 		}),
@@ -83,7 +83,7 @@ func (a *app) listPeers(cmd *cobra.Command, _ []string) error {
 }
 
 func (a *app) ping(cmd *cobra.Command, args []string) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	ctx, cancel := within(cmd.Context(), a.timeout)
 	defer cancel()
 	return a.with(ctx, needRunning, func(l *link) error {
 		p, err := control.Call[control.Ping](ctx, l.Client, "peers.ping", control.NameParams{Name: args[0]})
@@ -95,7 +95,7 @@ func (a *app) ping(cmd *cobra.Command, args []string) error {
 }
 
 func (a *app) connectPeer(cmd *cobra.Command, args []string) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	ctx, cancel := within(cmd.Context(), a.timeout)
 	defer cancel()
 	return a.with(ctx, needRunning, func(l *link) error {
 		if _, err := control.Call[control.None](ctx, l.Client, "peers.connect", control.AddrParams{Addr: args[0]}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"sotto/control"
+	"sotto/identity"
 )
 
 func asControl(err error, e **control.Error) bool { return errors.As(err, e) }
@@ -39,13 +41,15 @@ func (a *app) contactsCommand() *cobra.Command {
 		}
 		return a.result(p, func(io.Writer) { a.say("%s is now called %s", line(args[0]), line(p.Name)) })
 	})
-	sub("remove NAME", "Forget a contact and its keys; what was said stays", exactly("NAME"), a.change("contact.remove", "removed", "They can come back only with a new invite."))
+	sub("remove NAME", "Forget a contact and its keys; what was said can still be read", exactly("NAME"), a.change("contact.remove", "removed",
+		"They can come back only with a new invite. What was said stays: sotto read NAME"))
 	sub("block NAME", "Nothing more from or to this contact", exactly("NAME"), a.change("contact.block", "blocked", "Undo: sotto contacts unblock NAME"))
-	sub("unblock NAME", "Undo block", exactly("NAME"), a.change("contact.unblock", "unblocked", "Meet again by a new invite: sotto invite"))
+	sub("unblock NAME", "Undo block; you meet again by a new invite", exactly("NAME"), a.change("contact.unblock", "unblocked",
+		"The old keys are gone, so nothing passes yet. Send them a new invite: sotto invite   or follow theirs: sotto add INVITE"))
 	return c
 }
 
-// change calls a method that takes a name and gives nothing back.
+// change calls a method that takes a name and gives nothing back; NAME in next becomes theirs.
 func (a *app) change(method, done, next string) func(context.Context, *link, []string) error {
 	return func(ctx context.Context, l *link, args []string) error {
 		c, err := l.Contact(ctx, args[0])
@@ -55,7 +59,9 @@ func (a *app) change(method, done, next string) func(context.Context, *link, []s
 		if _, err := control.Call[control.None](ctx, l.Client, method, control.NameParams{Name: c.Name}); err != nil {
 			return err
 		}
-		return a.result(map[string]string{"name": c.Name, "done": done}, func(io.Writer) { a.say("%s is %s. %s", line(c.Name), done, next) })
+		return a.result(map[string]string{"name": c.Name, "done": done}, func(io.Writer) {
+			a.say("%s is %s. %s", line(c.Name), done, strings.ReplaceAll(next, "NAME", line(shellWord(c.Name))))
+		})
 	}
 }
 
@@ -150,7 +156,7 @@ func (a *app) acceptCommand() *cobra.Command {
 			})
 		}),
 	}
-	c.Flags().StringVar(&p.As, "as", "", "call them by this `name`")
+	c.Flags().StringVar(&p.As, "as", "", "call them by this name")
 	return c
 }
 
@@ -237,24 +243,32 @@ func (a *app) inviteCommand() *cobra.Command {
 		Example: "sotto invite\nsotto invite --uses 5 --expires 7d\nsotto invite --qr",
 		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
 			p.ExpiresSeconds = expires.seconds()
-			if p.Uses < 0 || p.Reusable && p.Uses > 0 {
-				return usage("Use one of them, with a positive number.", "--uses %d together with --reusable, or below 1", p.Uses)
+			uses := cmd.Flags().Changed("uses")
+			switch {
+			case uses && p.Uses < 1:
+				return usage("Use 1 to 10000, or --reusable for any number.", "--uses %d: nobody could use that invite", p.Uses)
+			case uses && p.Reusable:
+				return usage("Give one of them.", "--uses limits what --reusable leaves open")
 			}
-			return a.with(cmd.Context(), needNetwork, func(l *link) error {
+			if err := a.prepare(&o); err != nil {
+				return err
+			}
+			err := a.with(cmd.Context(), needNetwork, func(l *link) error {
 				inv, err := l.Invite(cmd.Context(), p)
 				if err != nil {
 					return err
 				}
-				return a.printInvite(inv, o, l.own)
+				return a.printInvite(inv, &o, l.own)
 			})
+			return errors.Join(err, o.finish())
 		}),
 	}
 	f := c.Flags()
 	f.BoolVar(&p.Reusable, "reusable", false, "any number of people may use it")
-	f.IntVar(&p.Uses, "uses", 0, "so `many` people may use it (default 1)")
+	f.IntVar(&p.Uses, "uses", 0, "so many people may use it (default 1)")
 	f.Var(&expires, "expires", "how long it works (default 24h)")
 	f.BoolVar(&o.qr, "qr", false, "print a QR code too")
-	f.StringVar(&o.png, "png", "", "write the QR code into this `file`")
+	f.StringVar(&o.png, "png", "", "write the QR code into this file")
 	f.BoolVar(&o.copy, "copy", false, "copy the link to the clipboard, through the terminal")
 	a.create.register(f)
 	c.AddCommand(&cobra.Command{Use: "list", Short: "List your invites", Args: exactly(), RunE: a.run(a.listInvites)})
@@ -270,9 +284,9 @@ func (a *app) inviteCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) printInvite(inv control.Invite, o inviteOptions, own bool) error {
+func (a *app) printInvite(inv control.Invite, o *inviteOptions, own bool) error {
 	if a.json {
-		if err := a.keepQR(inv, o); err != nil {
+		if err := o.keepQR(inv); err != nil {
 			return err
 		}
 		return a.printJSON(inv)
@@ -289,7 +303,7 @@ func (a *app) printInvite(inv control.Invite, o inviteOptions, own bool) error {
 		return err
 	}
 	if !inv.Published {
-		a.say("note: no volunteer was reached yet; the link works on this network, and elsewhere once one is")
+		a.say("note: no volunteer was reached yet; the link works on this network, and elsewhere once one is (sotto status)")
 	}
 	if own {
 		a.say("They can follow it while sotto runs here: sotto up")
@@ -331,13 +345,17 @@ func (a *app) addCommand() *cobra.Command {
 		Args:    exactly("INVITE"),
 		RunE:    a.run(func(cmd *cobra.Command, args []string) error { return a.add(cmd.Context(), args[0], o) }),
 	}
-	c.Flags().StringVar(&o.name, "as", "", "call them by this `name`")
+	c.Flags().StringVar(&o.name, "as", "", "call them by this name")
 	c.Flags().BoolVar(&o.wait, "wait", false, "wait until they have answered; exit 5 if --timeout is over first")
 	a.create.register(c.Flags())
 	return c
 }
 
 func (a *app) add(ctx context.Context, link0 string, o addOptions) error {
+	link0, err := a.pasted(link0)
+	if err != nil {
+		return err
+	}
 	return a.with(ctx, needNetwork, func(l *link) error {
 		added, err := a.follow(ctx, l, link0, o)
 		if err != nil {
@@ -350,21 +368,53 @@ func (a *app) add(ctx context.Context, link0 string, o addOptions) error {
 	})
 }
 
+// pasted is the invite itself: "-" stands for stdin, where words may be around it, as in the mail it came with.
+func (a *app) pasted(given string) (string, error) {
+	if given != "-" {
+		return given, nil
+	}
+	raw, err := io.ReadAll(io.LimitReader(a.env.Stdin, maxMail))
+	if err != nil {
+		return "", fmt.Errorf("read the invite from stdin: %w", err)
+	}
+	return inviteIn(string(raw)), nil
+}
+
+// maxMail is how much of stdin is searched for an invite.
+const maxMail = 64 << 10
+
+var inviteStart = regexp.MustCompile(`(?i)sotto:i/`)
+
+// inviteIn finds the invite in a text. A mail may have wrapped it: words are joined until they make a whole one.
+func inviteIn(body string) string {
+	at := inviteStart.FindStringIndex(body)
+	if at == nil {
+		return strings.TrimSpace(body)
+	}
+	words := strings.Fields(body[at[0]:])
+	link := ""
+	for _, word := range words[:min(len(words), 32)] {
+		link += strings.TrimRight(word, `<>()[]{}"'“”.,;:!?`)
+		if _, err := identity.ParseInvite(link); err == nil {
+			return link
+		}
+	}
+	return words[0] // parsing it tells what is wrong
+}
+
 // follow adds a contact and tells how far that got. A node of our own stays for the answer; a running one does not need us.
 func (a *app) follow(ctx context.Context, l *link, invite string, o addOptions) (control.Added, error) {
-	if invite == "-" {
-		raw, err := io.ReadAll(io.LimitReader(a.env.Stdin, 8<<10))
-		if err != nil {
-			return control.Added{}, fmt.Errorf("read the invite from stdin: %w", err)
-		}
-		invite = strings.TrimSpace(string(raw))
-	}
-	added, err := l.Add(ctx, control.AddParams{Link: invite, Name: o.name})
+	begun := a.clock.Now()
+	added, err := l.Add(ctx, control.AddParams{Link: invite, Name: o.name, TimeoutMS: control.Millis(a.timeout)})
 	if err != nil {
 		return added, err
 	}
 	if l.own || o.wait {
-		contact, err := a.answered(ctx, l, added.Contact, a.timeout)
+		left := a.timeout
+		if left > 0 { // what looking for them took is part of it
+			left = max(left-a.clock.Now().Sub(begun), time.Millisecond)
+		}
+		contact, err := a.answered(ctx, l, added.Contact, left)
 		added.Contact, added.State = contact, contact.State
 		if err != nil && (o.wait || !errors.Is(err, &control.Error{Code: "not_in_time"})) {
 			return added, err
@@ -375,26 +425,29 @@ func (a *app) follow(ctx context.Context, l *link, invite string, o addOptions) 
 
 // answered waits until a contact is established.
 func (a *app) answered(ctx context.Context, l *link, c control.Contact, limit time.Duration) (control.Contact, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	waiting, cancel := within(ctx, limit)
 	defer cancel()
-	stream, err := l.Events(ctx, control.StreamParams{Kinds: []string{control.EventContact}})
+	late := func(err error) error { // a socket's deadline may strike before its context's
+		if ctx.Err() == nil && (errors.Is(waiting.Err(), context.DeadlineExceeded) || errors.Is(err, &control.Error{Code: "timeout"})) {
+			return control.Errorf(control.ExitNotInTime, "not_in_time", "It goes on by itself while sotto runs; messages you write wait for them.", "%s has not answered yet", c.Name)
+		}
+		return err
+	}
+	stream, err := l.Events(waiting, control.StreamParams{Kinds: []string{control.EventContact}})
 	if err != nil {
-		return c, err
+		return c, late(err)
 	}
 	defer stream.Close()
 	for {
-		now, err := l.Contact(ctx, c.ID)
+		now, err := l.Contact(waiting, c.ID)
 		if err != nil {
-			return c, err
+			return c, late(err)
 		}
 		if c = now; c.State == "established" {
 			return c, nil
 		}
 		if _, err := stream.Next(); err != nil {
-			if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-				return c, control.Errorf(control.ExitNotInTime, "not_in_time", "It goes on by itself while sotto runs; messages you write wait for them.", "%s has not answered yet", c.Name)
-			}
-			return c, ended(ctx, err)
+			return c, late(ended(waiting, err))
 		}
 	}
 }

@@ -72,7 +72,7 @@ func (a *app) readCommand() *cobra.Command {
 		}),
 	}
 	f := c.Flags()
-	f.IntVarP(&p.Limit, "number", "n", 20, "show the newest so `many`")
+	f.IntVarP(&p.Limit, "number", "n", 20, "show the newest so many")
 	f.Var(&since, "since", "only what came in this time (2h)")
 	f.BoolVar(&p.Peek, "peek", false, "leave them unread")
 	return c

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -54,7 +55,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale, "flip": flip,
+			"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale, "flip": flip, "eventually": eventually,
 		},
 	})
 }
@@ -151,6 +152,21 @@ func ready(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		if waited := (clock.System{}).Wait(ctx, 10*time.Millisecond); waited != nil {
 			ts.Fatalf("%s does not answer: %v", args[0], err)
+		}
+	}
+}
+
+// eventually repeats a command until what it prints fits: eventually PATTERN COMMAND...
+func eventually(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for re := regexp.MustCompile(args[0]); ; {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		if re.MatchString(ts.ReadFile("stdout")) {
+			return
+		}
+		if (clock.System{}).Wait(ctx, 200*time.Millisecond) != nil {
+			ts.Fatalf("it never printed %s", args[0])
 		}
 	}
 }

@@ -18,9 +18,9 @@ func (a *app) identityCommand() *cobra.Command {
 	c.AddCommand(
 		&cobra.Command{Use: "show", Short: "Show your name and keys", Args: exactly(), RunE: a.run(a.showIdentity)},
 		&cobra.Command{
-			Use: "backup [FILE]", Short: "Write down the 24 words that bring your identity back", Args: atMost("FILE"),
+			Use: "backup [FILE]", Short: "Write down the 24 words that are your identity", Args: atMost("FILE"),
 			Long: "Prints the 24 words, or writes them into a new file. Whoever has them can become you: write them on paper and keep it safe.\n" +
-				"They bring back who you are, not your messages.",
+				"They keep who you are for a later version: this one cannot restore from them yet. They never bring messages back.",
 			RunE: a.run(a.backup),
 		},
 		a.passphraseCommand(),
@@ -148,7 +148,7 @@ func (a *app) passphraseCommand() *cobra.Command {
 			return a.result(map[string]string{"lock": keys.Lock().String()}, func(io.Writer) { a.say("the key is now locked with: %s", keys.Lock()) })
 		}),
 	}
-	c.Flags().StringVar(&file, "new-passphrase-file", "", "read the new passphrase from this `file`")
+	c.Flags().StringVar(&file, "new-passphrase-file", "", "read the new passphrase from this file")
 	c.Flags().BoolVar(&keyring, "keyring", false, "keep the key in the system keyring")
 	c.Flags().BoolVar(&unencrypted, "unencrypted", false, "leave the key file open to whoever can read it")
 	return c
@@ -184,7 +184,15 @@ func (a *app) configCommand() *cobra.Command {
 			if _, err := daemon.LoadConfig(home.Config); err != nil {
 				return err
 			}
-			return a.result(map[string]any{"file": home.Config, "ok": true}, func(io.Writer) { a.say("%s is fine", home.Config) })
+			_, err = os.Stat(home.Config)
+			exists := err == nil
+			return a.result(map[string]any{"file": home.Config, "exists": exists, "ok": true}, func(io.Writer) {
+				if exists {
+					a.say("%s is fine", home.Config)
+					return
+				}
+				a.say("there is no %s, so the defaults hold: sotto config show", home.Config)
+			})
 		})},
 	)
 	return c

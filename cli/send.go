@@ -20,7 +20,7 @@ func (a *app) sendCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "send NAME [TEXT | -]", Short: "Send a message",
 		Long: "Queues the message on disk and returns; the node goes on from there. Without a running node, one runs in this process until\n" +
-			"the message is delivered or --timeout is over; then it stays queued.",
+			"the message is delivered or --timeout is over; then it stays queued. Into a pipe or a file it prints the message's id.",
 		Example: "sotto send bob \"lunch at 1?\" --wait delivered\nuptime | sotto send bob -",
 		Args:    between(1, 1<<16, []string{"NAME"}), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
@@ -39,10 +39,10 @@ func (a *app) sendCommand() *cobra.Command {
 		}),
 	}
 	f := c.Flags()
-	f.StringVar(&p.ReplyTo, "reply", "", "answer the message with this `id`")
+	f.StringVar(&p.ReplyTo, "reply", "", "answer the message with this id")
 	f.Var(&expire, "expire", "give up, and say so, after this time (1d)")
 	f.StringVar(&wait, "wait", "", "wait until it is queued, held, delivered or read; exit 5 if --timeout is over first")
-	f.StringVar(&p.Key, "key", "", "idempotency `key`: the same key never sends twice")
+	f.StringVar(&p.Key, "key", "", "idempotency key: the same key never sends twice")
 	f.BoolVar(&p.RequireVerified, "require-verified", false, "send only to a contact you compared safety numbers with")
 	return c
 }
@@ -97,8 +97,24 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 				return err
 			}
 		}
-		return a.result(m, func(io.Writer) { a.saySent(m, l.own) })
+		return a.result(m, func(w io.Writer) {
+			if !tty(a.env.Stdout) {
+				_, _ = fmt.Fprintln(w, m.ID)
+			}
+			a.saySent(m, l.own)
+			a.sayDoubt(ctx, l, m)
+		})
 	})
+}
+
+// sayDoubt tells what makes it doubtful that a queued message will ever arrive.
+func (a *app) sayDoubt(ctx context.Context, l *link, m control.Message) {
+	if m.State != control.StateQueued {
+		return
+	}
+	if c, err := l.Contact(ctx, m.Conv.Name); err == nil && c.Warning != "" {
+		a.say("! %s: %s", line(c.Name), line(c.Warning))
+	}
 }
 
 // handOver keeps a node of our own up until the message has left it, for at most --timeout.
@@ -150,7 +166,11 @@ func (a *app) printTrace(w io.Writer, t control.Trace) {
 		if tty(a.env.Stdout) {
 			at = s.At.Local().Format("15:04:05.000")
 		}
-		rows = append(rows, []string{at, s.What, s.Detail})
+		detail := s.Detail
+		if s.Times > 0 {
+			detail = strings.TrimSpace(fmt.Sprintf("%s %d times, the last %s", detail, s.Times, a.stamp(s.Last)))
+		}
+		rows = append(rows, []string{at, s.What, detail})
 	}
 	a.table(w, []string{"AT", "WHAT", "DETAIL"}, rows)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,7 +23,7 @@ type createFlags struct {
 }
 
 func (c *createFlags) register(f *pflag.FlagSet) {
-	f.StringVar(&c.name, "name", "", "first run: your `name`, as friends see it")
+	f.StringVar(&c.name, "name", "", "first run: your name, as friends see it")
 	f.BoolVar(&c.keyring, "keyring", false, "first run: keep the key in the system keyring")
 	f.BoolVar(&c.unencrypted, "unencrypted", false, "first run: leave the key file open to whoever can read it")
 }
@@ -33,6 +34,7 @@ func (a *app) firstRun(home daemon.Home, want need) (*daemon.Create, error) {
 		return nil, daemon.ErrNoIdentity
 	}
 	c := &daemon.Create{Name: a.create.name}
+	a.made = true
 	var err error
 	if c.Name == "" {
 		if !a.mayAsk() {
@@ -48,6 +50,23 @@ func (a *app) firstRun(home daemon.Home, want need) (*daemon.Create, error) {
 	}
 	c.Lock, err = a.firstLock(home)
 	return c, err
+}
+
+// noteUnused says that flags of a first run changed nothing, because the identity was there already.
+func (a *app) noteUnused(ctx context.Context, c *control.Client) {
+	if a.made {
+		return
+	}
+	a.made = true // said once
+	if name := a.create.name; name != "" {
+		id, err := control.Call[control.Identity](ctx, c, "identity.show", control.None{})
+		if err == nil && id.Name != name {
+			a.say("note: --name was not used: the identity that is here is called %s; another one needs another --home or --profile", line(id.Name))
+		}
+	}
+	if a.create.keyring || a.create.unencrypted {
+		a.say("note: how the key is kept is chosen at the first run and was not changed; to change it: sotto identity passphrase")
+	}
 }
 
 // firstLock chooses how the key file is locked. Leaving it open is never chosen for anybody.
@@ -104,11 +123,11 @@ func (a *app) askLock(home daemon.Home) (identity.Lock, error) {
 
 // begin is sotto without a command: first run if needed, then the chats; with an invite, that friend first.
 func (a *app) begin(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 && args[0] != "-" && !looksLikeInvite(args[0]) {
+		return unknownCommand(cmd, args[0])
+	}
 	if len(args) > 1 {
 		return usage("See: sotto --help", "too many arguments, beginning with %q", line(args[1]))
-	}
-	if len(args) == 1 && args[0] != "-" && !looksLikeInvite(args[0]) {
-		return unknownCommand(cmd, args[0])
 	}
 	if !tty(a.env.Stdin) || !tty(a.env.Stdout) || a.noInput {
 		if len(args) == 1 {
@@ -138,7 +157,11 @@ const shortHelp = `sotto: messages between people, with nobody in between
 
 // home0 is what a person sees first: how they are reached, whom they know, and the chats.
 func (a *app) home0(ctx context.Context, l *link, name string) error {
-	if err := a.printStatusLine(ctx, l); err != nil {
+	st, err := l.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if err := a.tellStatus(st); err != nil {
 		return err
 	}
 	contacts, err := l.Contacts(ctx)
@@ -151,7 +174,7 @@ func (a *app) home0(ctx context.Context, l *link, name string) error {
 			return err
 		}
 		a.say("\nInvite a friend: send this link, or let them scan the code. One use, 24 hours.")
-		if err := a.showInvite(inv, inviteOptions{qr: true}); err != nil {
+		if err := a.showInvite(inv, &inviteOptions{qr: !a.ascii}); err != nil {
 			return err
 		}
 		a.say("Waiting… The chat opens when they have followed it; the invite stays good if you leave and come back.")
@@ -169,8 +192,9 @@ func (a *app) upCommand() *cobra.Command {
 	var detach bool
 	c := &cobra.Command{
 		Use: "up", Short: "Run the node until it is stopped",
-		Long: "Runs the node in the foreground; prints a line when it is reachable. Stops on Ctrl-C, SIGTERM or sotto down.\n" +
-			"With --detach it goes on in the background, and this command returns when it answers.",
+		Long: "Runs the node in the foreground. Prints a line at once, which says what is up and what is not yet, another when a volunteer was\n" +
+			"reached, and another when it is known how others reach this computer. Stops on Ctrl-C, SIGTERM or sotto down. With --detach it\n" +
+			"goes on in the background, and this command returns when it answers.",
 		Example: "sotto up\nsotto up --detach\nsotto up --name Alice --passphrase-file ~/pass --no-input",
 		Args:    exactly(), RunE: a.run(func(cmd *cobra.Command, _ []string) error { return a.up(cmd.Context(), detach) }),
 	}
@@ -226,21 +250,69 @@ func (a *app) stayUp(ctx context.Context, cfg daemon.Config, opt daemon.Options)
 	if err != nil {
 		return err
 	}
-	if err := a.printStatusLine(ctx, l); err != nil && ctx.Err() == nil {
-		return errors.Join(err, l.Close())
-	}
+	a.noteUnused(ctx, l.Client)
+	telling, quiet := context.WithCancel(ctx)
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		a.tellProgress(telling, l)
+	}()
 	select {
 	case err = <-l.done:
 		l.done <- nil
 	case <-ctx.Done():
 	}
+	quiet()
+	<-told
 	return errors.Join(err, l.Close())
 }
 
-func (a *app) printStatusLine(ctx context.Context, l *link) error {
-	st, err := l.Status(ctx)
-	if err != nil {
-		return err
+// The stages of a start, as people are told of them.
+const (
+	stageListening = iota // contacts on this network, and those with an address of ours, get through
+	stageVolunteer        // a volunteer answers
+	stageReachable        // and it is known how others reach us
+)
+
+func stageOf(n control.NetStatus) int {
+	switch {
+	case !n.Online:
+		return stageListening
+	case n.Reachability != "public" && n.Reachability != "relay":
+		return stageVolunteer
+	}
+	return stageReachable
+}
+
+// progressMost is the longest pause between two looks at how far a start has come.
+const progressMost = 10 * time.Second
+
+// tellProgress prints a line at the start and one at each stage that is reached for the first time, until the last of them
+// or the context's end. A node whose words nobody reads any more goes on.
+func (a *app) tellProgress(ctx context.Context, l *link) {
+	told, warned := -1, false
+	for pause := 100 * time.Millisecond; told < stageReachable; pause = min(2*pause, progressMost) {
+		st, err := l.Status(ctx)
+		if err != nil {
+			return // the node is ending, and tells why itself
+		}
+		if stage := stageOf(st.Net); stage > told || len(st.Warnings) > 0 && !warned {
+			told, warned = max(told, stage), len(st.Warnings) > 0
+			if a.tellStatus(st) != nil {
+				return
+			}
+		}
+		if a.clock.Wait(ctx, pause) != nil {
+			return
+		}
+	}
+}
+
+// tellStatus is one line about the node: for people on stderr, for programs on stdout.
+func (a *app) tellStatus(st control.Status) error {
+	st = a.here(st)
+	if a.json {
+		return a.printJSON(st)
 	}
 	a.say("sotto runs as %s · %s", line(st.Name), reachLine(st.Net))
 	for _, w := range st.Warnings {
@@ -249,13 +321,28 @@ func (a *app) printStatusLine(ctx context.Context, l *link) error {
 	return nil
 }
 
+// here makes the commands in a status's remedies speak of this home.
+func (a *app) here(st control.Status) control.Status {
+	st.Warnings = slices.Clone(st.Warnings)
+	for i := range st.Warnings {
+		st.Warnings[i].Fix = a.sameHome(st.Warnings[i].Fix)
+	}
+	return st
+}
+
 func reachLine(n control.NetStatus) string {
-	how := map[string]string{"public": "reachable directly", "relay": "reachable through a relay"}[n.Reachability]
+	how := "listening; "
 	switch {
+	case !n.Online && n.Named == 0:
+		how += "no volunteer is named in config.toml, so only this network and the addresses in links work"
 	case !n.Online:
-		how = "no volunteer reached, so only this network and the addresses in links work"
-	case how == "":
-		how = "reachability not known yet"
+		how += "no volunteer reached yet, so only this network and the addresses in links work"
+	case n.Reachability == "public":
+		how = "reachable directly"
+	case n.Reachability == "relay":
+		how = "reachable through a relay"
+	default:
+		how += "a volunteer answers; how others reach this computer is not known yet"
 	}
 	return fmt.Sprintf("%s · peers %d, contacts connected %d", how, n.Peers, n.Contacts)
 }
@@ -266,7 +353,7 @@ func (a *app) downCommand() *cobra.Command {
 
 // down asks the node to stop and waits until it is gone, so that the next command finds the home free.
 func (a *app) down(cmd *cobra.Command, _ []string) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), a.timeout)
+	ctx, cancel := within(cmd.Context(), a.timeout)
 	defer cancel()
 	l, err := a.connect(ctx, needRunning)
 	if err != nil {
@@ -276,6 +363,9 @@ func (a *app) down(cmd *cobra.Command, _ []string) error {
 	home, err := a.place()
 	if err != nil {
 		return err
+	}
+	if data := l.NodeData(); data != "" {
+		home.Data = data // with --socket it may be the node of another home
 	}
 	if err := l.Stop(ctx); err != nil {
 		return err
@@ -289,7 +379,7 @@ func (a *app) down(cmd *cobra.Command, _ []string) error {
 			c.Close()
 		}
 		if err := a.clock.Wait(ctx, 10*time.Millisecond); err != nil {
-			return control.Errorf(control.ExitNotInTime, "not_stopped", "Look at its process: sotto status", "the node was asked to stop and still answers")
+			return control.Errorf(control.ExitNotInTime, "not_stopped", "See whether it still runs: sotto status", "the node (process %d) was asked to stop and has not closed its store yet", l.NodePID())
 		}
 	}
 }
