@@ -193,8 +193,13 @@ func (a *app) colour(args []string) {
 	}
 }
 
-// guard gives every command the same manners: unknown words are usage errors that name the likely one.
+// wrapped is a line's end inside a paragraph; lines that begin with a space are lists.
+var wrapped = regexp.MustCompile(`([^\n])\n([^\n ])`)
+
+// guard gives every command the same manners: unknown words are usage errors that name the likely one, and paragraphs of
+// help are broken where the terminal ends and not where the source does.
 func guard(c *cobra.Command) {
+	c.Long = wrapped.ReplaceAllString(c.Long, "$1 $2")
 	if c.HasSubCommands() && c.HasParent() {
 		c.Args = func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {

@@ -59,8 +59,9 @@ func (a *app) change(method, done, next string) func(context.Context, *link, []s
 		if _, err := control.Call[control.None](ctx, l.Client, method, control.NameParams{Name: c.Name}); err != nil {
 			return err
 		}
-		return a.result(map[string]string{"name": c.Name, "done": done}, func(io.Writer) {
-			a.say("%s is %s. %s", line(c.Name), done, strings.ReplaceAll(next, "NAME", line(shellWord(c.Name))))
+		next := strings.ReplaceAll(next, "NAME", shellWord(c.Name))
+		return a.result(map[string]string{"name": c.Name, "done": done, "hint": a.sameHome(next)}, func(io.Writer) {
+			a.say("%s is %s. %s", line(c.Name), done, line(next))
 		})
 	}
 }
