@@ -12,7 +12,7 @@ import (
 	"sotto/identity"
 )
 
-// need is what a command wants of the node (interface.md 2b).
+// need is what a command wants of the node: one that asks for less than the network works without it, and starts nothing.
 type need int
 
 const (

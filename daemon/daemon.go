@@ -114,9 +114,9 @@ func openStore(ctx context.Context, cfg Config, opt Options, keys *identity.KeyF
 	return st, control.FromStore(err)
 }
 
-// guard looks at the database in a child process first, because the engine may crash on damaged files (rulings 8). The
-// root key goes through a pipe: arguments and environment can be read by others. The pipe stays open until the child has
-// ended, so that it notices when we do; until it has, it keeps the store locked.
+// guard looks at the database in a child process first, because the engine may crash on damaged files
+// (PROTOCOL A.1). The root key goes through a pipe: arguments and environment can be read by others. The pipe stays open until
+// the child has ended, so that it notices when we do; until it has, it keeps the store locked.
 func guard(program string, root [32]byte) func(context.Context, string, *os.File) error {
 	return func(ctx context.Context, dir string, lock *os.File) error {
 		cmd := exec.CommandContext(ctx, program, "probe-store", dir)

@@ -181,7 +181,7 @@ func (m *Messenger) takeReadMark(tx *store.Tx, c store.Contact, upTo uint64) err
 const maxIntro = 16
 
 // place puts a numbered content where it belongs: next in its sender's order, into a gap that was declared, or among
-// those held until the ones before them come (reliability 3).
+// those held until the ones before them come (PROTOCOL 9.4).
 func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content) (wire.Code, error) {
 	if known, err := tx.HasMessage(content.ID); err != nil || known {
 		m.counters.duplicates.Add(1)

@@ -60,7 +60,7 @@ func (p *person) events(after uint64) (all []messenger.Event) {
 	return all
 }
 
-// checkStore holds one store against the invariants that need no other (reliability 3).
+// checkStore holds one store against the invariants that need no other (RELIABILITY 3).
 func (p *person) checkStore() {
 	p.t.Helper()
 	p.checkOutbox()

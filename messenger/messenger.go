@@ -322,7 +322,8 @@ func (m *Messenger) local() session.Local {
 	return session.Local{Device: s.device, Account: m.account.ID(), Devices: s.list}
 }
 
-// now is wall time corrected by what others report, for day keys and expiry; rulings: never for order, never to delete.
+// now is wall time corrected by what others report, for day keys and expiry. Never for order, which comes
+// from counters, and never to delete: others may lie (PROTOCOL 13.6).
 func (m *Messenger) now() time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -10,7 +10,8 @@ import (
 // NodeKey is the private key of the inner host.
 type NodeKey = ed25519.PrivateKey
 
-// States of an outgoing message; they only move forward, except from expired to delivered (rulings 4).
+// States of an outgoing message; they only move forward, except that expired, failed and cancelled may
+// still become delivered (PROTOCOL 16.3).
 const (
 	StateQueued    = "queued"
 	StateHeld      = "held"

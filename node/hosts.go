@@ -84,7 +84,8 @@ func makeHost(make func(Role, ...libp2p.Option) (host.Host, error), role Role, o
 	return libp2p.New(opts...)
 }
 
-// userOptions are network.md's list for people's hosts: assume a NAT, take a relay, let AutoNATv2 prove otherwise.
+// userOptions are for people's hosts: they assume a NAT and take a relay until AutoNATv2 proves otherwise, because most people
+// are behind one and an address that nobody reaches costs every dialler its timeout.
 func (n *Node) userOptions(role Role, sk ed25519.PrivateKey, port int) ([]libp2p.Option, error) {
 	opts, err := commonOptions(sk, n.proto, n.limits.DialTimeout, n.cfg.AllowPrivate)
 	if err != nil {
