@@ -244,3 +244,31 @@ func TestIdleConnectionsAreClosedBeforeNewOnesAreRefused(t *testing.T) {
 		}
 	}
 }
+
+func TestADozenAddressesThatSayNothingLeaveRoomForOthers(t *testing.T) {
+	resources, err := userResources(protocolsOf(""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resources.Close() }()
+	held := 0
+	for i := range 12 {
+		from := ma.StringCast(fmt.Sprintf("/ip4/203.0.113.%d/tcp/1", i))
+		for range 100 {
+			if _, err := resources.OpenConnection(network.DirInbound, true, from); err != nil {
+				break
+			}
+			held++
+		}
+	}
+	if held < 12 || held > 12*8 {
+		t.Errorf("%d connections of twelve addresses", held)
+	}
+	conn, err := resources.OpenConnection(network.DirInbound, true, ma.StringCast("/ip4/198.51.100.1/tcp/1"))
+	if err == nil {
+		err = conn.SetPeer(peer.ID("friend"))
+	}
+	if err != nil {
+		t.Errorf("another's connection: %v", err)
+	}
+}

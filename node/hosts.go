@@ -47,7 +47,7 @@ func commonOptions(sk ed25519.PrivateKey, proto protocols, dial time.Duration, a
 	return opts, nil
 }
 
-// Above connsHigh connections the idlest are closed until connsLow are left. It must be below what userResources lets in:
+// Above connsHigh connections the idlest are closed until connsLow are left. It must be below what userResources lets in (letIn):
 // else strangers who connect and say nothing would keep everybody else out for good.
 const connsLow, connsHigh = 32, 64
 
@@ -126,10 +126,20 @@ func (n *Node) userOptions(role Role, sk ed25519.PrivateKey, port int) ([]libp2p
 	return opts, nil
 }
 
-// userResources are libp2p's defaults for a small machine, and tighter ones for our own protocols.
+// libp2p lets one address have eight connections, and by default no more than 36 in all that have not said yet who they are: five
+// addresses that say nothing would shut everybody out. One that waits costs a few KiB, and 15 s later it is closed.
+const (
+	halfOpen = 256 // connections let in that have not proved a key yet
+	letIn    = 512 // connections let in
+)
+
+// userResources are libp2p's defaults for a small machine, with more patience for connections that are just being made, and
+// tighter ones for our own protocols.
 func userResources(proto protocols) (network.ResourceManager, error) {
 	scaling := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&scaling)
+	scaling.TransientBaseLimit.ConnsInbound, scaling.TransientBaseLimit.Conns, scaling.TransientBaseLimit.FD = halfOpen, halfOpen+64, halfOpen+64
+	scaling.SystemBaseLimit.ConnsInbound, scaling.SystemBaseLimit.Conns, scaling.SystemBaseLimit.FD = letIn, letIn+128, letIn+128
 	for _, id := range []protocol.ID{proto.direct, proto.knock, proto.ping} {
 		scaling.AddProtocolLimit(id, rcmgr.BaseLimit{Streams: 128, StreamsInbound: 64, StreamsOutbound: 64, Memory: 32 << 20}, rcmgr.BaseLimitIncrease{})
 		scaling.AddProtocolPeerLimit(id, rcmgr.BaseLimit{Streams: 16, StreamsInbound: 8, StreamsOutbound: 8, Memory: 8 << 20}, rcmgr.BaseLimitIncrease{})

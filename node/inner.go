@@ -138,10 +138,12 @@ type contact struct {
 	key  [32]byte
 	link *link // our offers to it
 
+	places chan struct{} // a slot for each of its streams that is read or whose offers are not all decided
+
 	mu      sync.Mutex // guards what follows
 	used    time.Time  // last offer or answer, either way
 	busy    int        // offers without an answer, both ways
-	inbound []network.Stream
+	inbound []*seat    // oldest first
 	pinged  time.Time
 	rtt     time.Duration
 	punched int // failed tries to get off the relay
@@ -167,7 +169,7 @@ func (n *Node) contact(p peer.ID, key [32]byte) *contact {
 	defer n.mu.Unlock()
 	c := n.contacts[p]
 	if c == nil {
-		c = &contact{id: p, key: key, used: n.clock.Now()}
+		c = &contact{id: p, key: key, used: n.clock.Now(), places: make(chan struct{}, n.limits.StreamsIn)}
 		c.link = &link{n: n, c: c, dial: make(chan struct{}, 1)}
 		n.contacts[p] = c
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,8 +29,17 @@ func (n *Node) serveDirect(ctx context.Context, s network.Stream) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	in := &inbound{n: n, c: n.contact(p, key), s: s, queue: make(chan offered, n.limits.InFlight), freed: make(chan struct{}, 1), kick: make(chan struct{}, 1)}
-	in.c.enter(s, n.limits.StreamsIn, &n.counts)
-	defer in.c.leave(s)
+	seat := in.c.enter(s, n.limits.StreamsIn, &n.counts)
+	defer in.c.leave(seat)
+	select { // a stream that was replaced keeps its place until all it offered was decided: else replacing would multiply what is in hand
+	case in.c.places <- struct{}{}:
+		defer func() { <-in.c.places }()
+	case <-seat.replaced:
+		return
+	case <-ctx.Done():
+		_ = s.Reset()
+		return
+	}
 	var wg sync.WaitGroup
 	wg.Go(in.answer)
 	wg.Go(in.write)
@@ -49,29 +59,35 @@ func (n *Node) serveDirect(ctx context.Context, s network.Stream) {
 	}
 }
 
+// seat is a stream that a peer opened and that no later one replaced.
+type seat struct {
+	s        network.Stream
+	replaced chan struct{} // closed when a later one did
+}
+
 // enter notes a stream; one more than a peer may have ends the oldest, which a restarted peer left behind.
-func (c *contact) enter(s network.Stream, max int, counts *counters) {
+func (c *contact) enter(s network.Stream, max int, counts *counters) *seat {
+	mine := &seat{s: s, replaced: make(chan struct{})}
 	c.mu.Lock()
-	var oldest network.Stream
+	var oldest *seat
 	if len(c.inbound) >= max {
 		oldest, c.inbound = c.inbound[0], c.inbound[1:]
 	}
-	c.inbound = append(c.inbound, s)
+	c.inbound = append(c.inbound, mine)
 	c.mu.Unlock()
 	if oldest != nil {
 		counts.add(refusedStreams)
-		_ = oldest.Reset()
+		close(oldest.replaced)
+		_ = oldest.s.Reset()
 	}
+	return mine
 }
 
-func (c *contact) leave(s network.Stream) {
+func (c *contact) leave(mine *seat) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for i, x := range c.inbound {
-		if x == s {
-			c.inbound = append(c.inbound[:i:i], c.inbound[i+1:]...)
-			return
-		}
+	if i := slices.Index(c.inbound, mine); i >= 0 {
+		c.inbound = slices.Delete(c.inbound, i, i+1)
 	}
 }
 
