@@ -205,10 +205,10 @@ func (m *Messenger) load() error {
 		}
 		return m.loadContacts(tx)
 	})
-	if !errors.Is(err, store.ErrFull) {
+	if !errors.Is(err, store.ErrFull) && !errors.Is(err, store.ErrDamaged) && !errors.Is(err, store.ErrReadOnly) {
 		return err
 	}
-	m.log.Warn("the disk is full: reading only", "err", err)
+	m.log.Warn("nothing can be written: reading only", "err", err)
 	return m.store.View(func(tx *store.Tx) error {
 		if _, _, err := m.loadSelf(tx); err != nil {
 			return err
