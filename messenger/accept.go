@@ -3,7 +3,7 @@ package messenger
 import (
 	"errors"
 	"fmt"
-	"slices"
+	"strconv"
 	"time"
 
 	"sotto/identity"
@@ -55,7 +55,7 @@ func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
 		return nil, err
 	}
 	now := m.clock.Now()
-	if err := tx.MarkHandshake(id[:], now.Add(m.limits.PrekeyLife)); err != nil {
+	if err := m.markHandshake(tx, id, init.SPKID); err != nil {
 		return nil, err
 	}
 	if err := m.makeRoom(tx, c); err != nil {
@@ -63,6 +63,24 @@ func (m *Messenger) accept(tx *store.Tx, in session.Item) (*opening, error) {
 	}
 	row := store.Session{ID: id, Account: c.Account, Device: [16]byte(init.Device.ID), Created: now}
 	return &opening{row: row, session: s, opened: opened, contact: c, content: content, initial: init}, nil
+}
+
+// markHandshake remembers a handshake for as long as its signed prekey could answer it again. Marks are counted by prekey, because
+// none is needed when its prekey is erased; whoever comes when one has too many is asked to come later, with a newer card.
+func (m *Messenger) markHandshake(tx *store.Tx, id [16]byte, prekey uint32) error {
+	name := keyName(handshakesUnder, prekey)
+	raw, err := tx.Setting(name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	n, _ := strconv.Atoi(string(raw))
+	if n >= m.limits.MaxHandshakes {
+		return fmt.Errorf("%w: %d handshakes under signed prekey %d", wire.ErrLater, n, prekey)
+	}
+	if err := tx.PutSetting(name, strconv.AppendInt(nil, int64(n+1), 10)); err != nil {
+		return err
+	}
+	return tx.MarkHandshake(id[:], m.clock.Now().Add(m.limits.PrekeyLife))
 }
 
 // makeRoom archives the sessions that a new one follows. One that we began ourselves and that was not answered yet stays:
@@ -73,11 +91,14 @@ func (m *Messenger) makeRoom(tx *store.Tx, c store.Contact) error {
 	if err != nil {
 		return err
 	}
-	if len(rows) >= m.limits.MaxSessions {
-		since := func(row store.Session) time.Duration { return m.clock.Now().Sub(row.Created) }
-		if !slices.ContainsFunc(rows, func(row store.Session) bool { return since(row) >= handshakePause || since(row) < 0 }) {
-			return fmt.Errorf("%w: too many sessions begun within minutes", wire.ErrLater)
+	begun, dropped := 0, 0
+	for _, row := range rows {
+		if since := m.clock.Now().Sub(row.Created); since >= 0 && since < handshakePause {
+			begun++
 		}
+	}
+	if begun >= m.limits.MaxSessions {
+		return fmt.Errorf("%w: too many sessions begun within minutes", wire.ErrLater)
 	}
 	for i, row := range rows {
 		s, err := session.Unmarshal(row.State)
@@ -90,11 +111,20 @@ func (m *Messenger) makeRoom(tx *store.Tx, c store.Contact) error {
 				return err
 			}
 		}
-		if i >= m.limits.MaxSessions-1 {
+		if i < m.limits.MaxSessions-1 {
+			continue
+		}
+		if dropped += s.SkippedTotal(); dropped <= sweepKeys {
 			if err := tx.DeleteSession(row.ID); err != nil {
 				return err
 			}
+			continue
 		}
+		row.Archived, row.LastUsed = true, time.Time{} // too much for one transaction: runCrowded drops it
+		if err := tx.PutSession(row); err != nil {
+			return err
+		}
+		tx.AfterCommit(func() { poke(m.crowded) })
 	}
 	return nil
 }
@@ -142,7 +172,10 @@ func (m *Messenger) introduce(tx *store.Tx, init *session.Initial, content *wire
 		if c.State == ContactBlocked {
 			return c, fmt.Errorf("%w: blocked", errRefused)
 		}
-		if err := m.takeDevices(&c, init); err != nil {
+		if c.State == contactRemoved {
+			return c, fmt.Errorf("%w: its removal is not finished", wire.ErrLater)
+		}
+		if err := takeList(&c, init.Devices, init.Device.ID); err != nil {
 			return c, err
 		}
 	} else {
@@ -195,41 +228,53 @@ func (m *Messenger) requestRoom(tx *store.Tx) error {
 	return nil
 }
 
-// takeDevices takes a newer device list and raises an alarm at a contradicting one.
-func (m *Messenger) takeDevices(c *store.Contact, init *session.Initial) error {
+// takeList takes the device list by which a device of a contact proved itself, if it is newer than the held one. A contradicting one
+// is an equivocation, whatever it came with: a handshake, a card, an invite's bundle (PROTOCOL 4.1).
+func takeList(c *store.Contact, list identity.DeviceList, from identity.DeviceID) error {
+	if len(c.DeviceList) == 0 {
+		c.DeviceList, c.Devices = list.Bytes(), deviceIDs(list)
+		return nil
+	}
 	held, err := identity.ParseDeviceList(c.DeviceList)
 	if err != nil {
-		if len(c.DeviceList) == 0 {
-			c.DeviceList = init.List
-			return nil
-		}
 		return err
 	}
-	newer, err := init.Devices.Follows(held)
+	newer, err := list.Follows(held)
 	if err != nil {
 		return &equivocation{c.Account, err}
 	}
 	if newer {
-		c.DeviceList = init.List
-		c.Devices = nil
-		for _, d := range init.Devices.Devices {
-			c.Devices = append(c.Devices, d.ID)
-		}
-	} else if _, ok := held.Find(init.Device.ID); !ok {
+		c.DeviceList, c.Devices = list.Bytes(), deviceIDs(list)
+	} else if _, ok := held.Find(from); !ok {
 		return fmt.Errorf("%w: from a device that was removed", errRefused)
 	}
 	return nil
+}
+
+func deviceIDs(list identity.DeviceList) (ids [][16]byte) {
+	for _, d := range list.Devices {
+		ids = append(ids, d.ID)
+	}
+	return ids
+}
+
+// warn puts the alarm of a contradicting device list on a contact and reports whether it is new.
+func warn(c *store.Contact) bool {
+	if c.Verified == VerifiedChanged {
+		return false
+	}
+	c.Verified = VerifiedChanged
+	c.Warning = "another device claims to be theirs: compare the safety number, then remove them and meet again by an invite"
+	return true
 }
 
 // noteEquivocation raises the alarm of a contradicting device list.
 func (m *Messenger) noteEquivocation(acct [32]byte) {
 	err := m.store.Update(func(tx *store.Tx) error {
 		c, err := tx.Contact(acct)
-		if err != nil || c.Verified == VerifiedChanged {
+		if err != nil || !warn(&c) {
 			return err
 		}
-		c.Verified = VerifiedChanged
-		c.Warning = "another device claims to be theirs: compare the safety number, then remove them and meet again by an invite"
 		if err := m.putContact(tx, c); err != nil {
 			return err
 		}

@@ -20,6 +20,9 @@ const (
 	sealKeys       = "seal/"
 )
 
+// handshakesUnder names the setting that counts the handshakes answered under a signed prekey.
+const handshakesUnder = "handshakes/"
+
 // settingNodeKeyAt says when the node key was drawn, in Unix seconds.
 const settingNodeKeyAt = "node-key-at"
 
@@ -140,6 +143,11 @@ func (m *Messenger) eraseOld(tx *store.Tx, kind string) error {
 			if err := tx.DeleteSecret(row.Name); err != nil {
 				return err
 			}
+			if id, ok := strings.CutPrefix(row.Name, signedPrekeys); ok {
+				if err := tx.DeleteSetting(handshakesUnder + id); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
@@ -171,14 +179,11 @@ func (m *Messenger) runUpkeep(ctx context.Context) error {
 			if err := m.noteClock(tx, upkeepEvery); err != nil {
 				return err
 			}
-			if err := m.upkeep(tx); err != nil {
-				return err
-			}
-			if round%24 != 0 || m.doubtful(m.clock.Now()) { // walks over rows that are many and live for weeks
-				return nil
-			}
-			return m.expireSessions(tx)
+			return m.upkeep(tx)
 		})
+		if err == nil && round%24 == 0 && !m.doubtful(m.clock.Now()) { // walks over rows that are many and live for weeks
+			err = m.expireSessions()
+		}
 		if err == nil {
 			err = m.tellAll()
 		}
@@ -188,104 +193,144 @@ func (m *Messenger) runUpkeep(ctx context.Context) error {
 	}
 }
 
-// tellAll sends a new card to everybody, so that those who say nothing for weeks can still begin a session.
-func (m *Messenger) tellAll() error {
-	return m.store.Update(func(tx *store.Tx) error {
-		contacts, err := tx.Contacts()
+// expireSessions drops what is kept for mail that may come late, once it cannot come any more. Each kind goes in transactions
+// of its own, as many as it takes: what has gathered in a month may be too much for one.
+func (m *Messenger) expireSessions() error {
+	before := m.clock.Now().Add(-m.limits.SessionLife)
+	for more := true; more; {
+		err := m.store.Update(func(tx *store.Tx) error {
+			n, err := tx.ExpireAcks(before, sweepKeys)
+			more = n >= sweepKeys
+			return err
+		})
 		if err != nil {
 			return err
 		}
-		for _, c := range contacts {
-			if c.State != ContactEstablished || m.current().cardN <= c.ToldCard {
-				continue
-			}
-			if err := m.tell(tx, &c); err != nil {
-				return err
-			}
+	}
+	if err := m.store.Update(dropHeadings); err != nil {
+		return err
+	}
+	for more := true; more; {
+		err := m.store.Update(func(tx *store.Tx) (err error) {
+			more, err = expireSkipped(tx, before)
+			return err
+		})
+		if err != nil {
+			return err
 		}
-		return nil
-	})
+	}
+	return m.dropArchived(before)
 }
 
-// expireSessions drops what is kept for mail that may come late, once it cannot come any more.
-func (m *Messenger) expireSessions(tx *store.Tx) error {
-	before := m.clock.Now().Add(-m.limits.SessionLife)
-	if _, err := tx.ExpireAcks(before, 0); err != nil {
-		return err
-	}
-	if err := dropHeadings(tx); err != nil {
-		return err
-	}
-	counts, err := tx.ExpireSkipped(before, 0)
+// expireSkipped drops some of the skipped keys from before the moment and counts them off their sessions.
+func expireSkipped(tx *store.Tx, before time.Time) (more bool, err error) {
+	counts, err := tx.ExpireSkipped(before, sweepKeys)
 	if err != nil {
-		return err
+		return false, err
 	}
+	sum := 0
 	for _, n := range counts {
+		sum += n.Count
 		row, err := tx.Session(n.Session)
 		if err != nil {
-			return err
+			return false, err
 		}
 		s, err := session.Unmarshal(row.State)
 		if err != nil {
-			return err
+			return false, err
 		}
 		s.ForgetSkipped(n.Chain, n.Count)
 		row.State, row.Tail = s.Marshal(), s.Tail()
 		if err := tx.PutSession(row); err != nil {
+			return false, err
+		}
+	}
+	return sum >= sweepKeys, nil
+}
+
+// runCrowded drops sessions that newer ones crowded out and that were too much for the transaction that did so.
+func (m *Messenger) runCrowded(ctx context.Context) error {
+	for {
+		if err := m.dropArchived(time.Unix(0, 0)); err != nil && !errors.Is(err, store.ErrFull) {
 			return err
 		}
-	}
-	rows, err := tx.AllSessions()
-	if err != nil {
-		return err
-	}
-	for _, row := range rows {
-		if row.Archived && row.LastUsed.Before(before) {
-			if err := tx.DeleteSession(row.ID); err != nil {
-				return err
-			}
+		if err := m.waitOr(ctx, 24*time.Hour, m.crowded); err != nil {
+			return nil
 		}
 	}
-	return nil
+}
+
+// dropArchived drops the archived sessions that were used last before the moment.
+func (m *Messenger) dropArchived(before time.Time) error {
+	var old []store.Session
+	err := m.store.View(func(tx *store.Tx) error {
+		rows, err := tx.AllSessions()
+		for _, row := range rows {
+			if row.Archived && row.LastUsed.Before(before) {
+				old = append(old, row)
+			}
+		}
+		return err
+	})
+	for _, row := range old {
+		for gone := false; !gone && err == nil; {
+			err = m.store.Update(func(tx *store.Tx) error {
+				row, err := tx.Session(row.ID)
+				if errors.Is(err, store.ErrNotFound) || err == nil && !row.LastUsed.Before(before) {
+					gone = true
+					return nil
+				}
+				if err != nil {
+					return err
+				}
+				gone, err = dropSession(tx, row)
+				return err
+			})
+		}
+	}
+	return err
 }
 
 // raiseFloors brings each session's counter up to what the send floor reserved, so that no key is used twice even after
-// the database was rolled back; a chain the database does not know yet means that it is too old to go on with (I6).
-func (m *Messenger) raiseFloors(tx *store.Tx) error {
-	rows, err := tx.AllSessions()
-	if err != nil {
+// the database was rolled back; a chain the database does not know yet means that it is too old to go on with (I6). Each session
+// has a transaction of its own: after a crash all that sent anything since the start are behind.
+func (m *Messenger) raiseFloors() error {
+	var rows []store.Session
+	err := m.store.View(func(tx *store.Tx) (err error) {
+		rows, err = tx.AllSessions()
 		return err
-	}
+	})
 	for _, row := range rows {
+		if err != nil {
+			return err
+		}
 		chain, floor, ok := m.store.Floor(row.ID)
 		if !ok || row.Archived {
 			continue
 		}
-		s, err := session.Unmarshal(row.State)
-		if err != nil {
-			return fmt.Errorf("session with %s: %w", identity.AccountID(row.Account).Short(), err)
+		s, e := session.Unmarshal(row.State)
+		if e != nil {
+			return fmt.Errorf("session with %s: %w", identity.AccountID(row.Account).Short(), e)
 		}
 		have, n := s.NextSend()
 		switch {
 		case chain > have:
-			c, err := tx.Contact(row.Account)
-			if err != nil {
-				return err
-			}
-			row.Archived = true
-			if err := tx.PutSession(row); err != nil {
-				return err
-			}
-			if err := m.reset(tx, &c, "the database is older than what was sent from it"); err != nil {
-				return err
-			}
+			err = m.store.Update(func(tx *store.Tx) error {
+				c, err := tx.Contact(row.Account)
+				if err != nil {
+					return err
+				}
+				row.Archived = true
+				if err := tx.PutSession(row); err != nil {
+					return err
+				}
+				return m.reset(tx, &c, "the database is older than what was sent from it")
+			})
 		case chain == have && floor > n:
-			if err := m.skipTo(tx, row, s, have, n, floor); err != nil {
-				return err
-			}
+			err = m.store.Update(func(tx *store.Tx) error { return m.skipTo(tx, row, s, have, n, floor) })
 		}
 	}
-	return nil
+	return err
 }
 
 func (m *Messenger) skipTo(tx *store.Tx, row store.Session, s *session.Session, chain, n, floor uint32) error {

@@ -51,27 +51,28 @@ type Network interface {
 
 // Limits bounds what the messenger holds, waits and tries. The zero value of a field means its default.
 type Limits struct {
-	Window       int           // items offered to one recipient at a time
-	RetryMin     time.Duration // first pause after a failed delivery, doubled up to RetryMax
-	RetryMax     time.Duration
-	GapWait      time.Duration // how long a message waits for the ones before it until the gap is shown
-	MaxHeld      int           // messages of one device that may wait for the ones before them
-	OutboxAge    time.Duration // how long a message is tried unless its sender says otherwise
-	InviteLife   time.Duration
-	MaxInvite    time.Duration
-	MaxInvites   int           // live invites at a time
-	Touch        int           // contacts greeted at the start
-	ResetEvery   time.Duration // pause between two session resets with one device
-	MaxSessions  int           // sessions per device pair
-	MaxUnacked   int           // sealed items of one recipient without an answer
-	MaxRequests  int           // strangers waiting for an answer
-	Republish    time.Duration
-	NodeKeyAge   time.Duration
-	PrekeyAge    time.Duration // how long a signed prekey is published
-	PrekeyLife   time.Duration // how long its private half is kept
-	CardLife     time.Duration
-	SessionLife  time.Duration // how long an archived session is kept
-	PublishAfter time.Duration // how long changes of reach are gathered
+	Window        int           // items offered to one recipient at a time
+	RetryMin      time.Duration // first pause after a failed delivery, doubled up to RetryMax
+	RetryMax      time.Duration
+	GapWait       time.Duration // how long a message waits for the ones before it until the gap is shown
+	MaxHeld       int           // messages of one device that may wait for the ones before them
+	OutboxAge     time.Duration // how long a message is tried unless its sender says otherwise
+	InviteLife    time.Duration
+	MaxInvite     time.Duration
+	MaxInvites    int           // live invites at a time
+	Touch         int           // contacts greeted at the start
+	ResetEvery    time.Duration // pause between two session resets with one device
+	MaxSessions   int           // sessions per device pair
+	MaxUnacked    int           // sealed items of one recipient without an answer
+	MaxRequests   int           // strangers waiting for an answer
+	MaxHandshakes int           // handshakes remembered under one signed prekey
+	Republish     time.Duration
+	NodeKeyAge    time.Duration
+	PrekeyAge     time.Duration // how long a signed prekey is published
+	PrekeyLife    time.Duration // how long its private half is kept
+	CardLife      time.Duration
+	SessionLife   time.Duration // how long an archived session is kept
+	PublishAfter  time.Duration // how long changes of reach are gathered
 }
 
 func (l Limits) withDefaults() Limits {
@@ -90,6 +91,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.MaxSessions, 4)
 	set(&l.MaxUnacked, 5000)
 	set(&l.MaxRequests, 64)
+	set(&l.MaxHandshakes, 15_000)
 	set(&l.Republish, 8*time.Hour)
 	set(&l.NodeKeyAge, 30*day)
 	set(&l.PrekeyAge, 7*day)
@@ -130,6 +132,7 @@ type Messenger struct {
 	unacked  *unacked
 	counters counters
 	gaps     chan struct{} // kicks runGaps
+	crowded  chan struct{} // kicks runCrowded
 	moved    chan struct{} // kicks runPublish
 	adds     chan struct{} // kicks runAdds
 
@@ -160,7 +163,7 @@ var ErrNoIdentity = errors.New("the store holds no identity")
 func New(st *store.Store, account *identity.Account, cfg Config) (*Messenger, error) {
 	m := &Messenger{
 		store: st, account: account, clock: cfg.Clock, rand: cfg.Rand, log: cfg.Log, fault: cfg.Fault,
-		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), unacked: newUnacked(), gaps: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
+		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), unacked: newUnacked(), gaps: make(chan struct{}, 1), crowded: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
 		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]*attempt{}, chosen: map[identity.AccountID][16]byte{},
 	}
 	m.fillPorts()
@@ -197,14 +200,13 @@ func (m *Messenger) load() error {
 		if err := m.rotateNodeKey(tx, device, &row); err != nil {
 			return err
 		}
-		if err := m.upkeep(tx); err != nil {
-			return err
-		}
-		if err := m.raiseFloors(tx); err != nil {
-			return err
-		}
-		return m.loadContacts(tx)
+		return m.upkeep(tx)
 	})
+	for _, next := range []func() error{m.raiseFloors, m.forgetAll, func() error { return m.store.View(m.loadContacts) }} {
+		if err == nil {
+			err = next()
+		}
+	}
 	if !errors.Is(err, store.ErrFull) && !errors.Is(err, store.ErrDamaged) && !errors.Is(err, store.ErrReadOnly) {
 		return err
 	}
@@ -291,6 +293,7 @@ func (m *Messenger) Run(ctx context.Context, net Network) error {
 	g.Go(func() error { return m.runOutbox(work, net) })
 	g.Go(func() error { return m.runPublish(work, net) })
 	g.Go(func() error { return m.runUpkeep(work) })
+	g.Go(func() error { return m.runCrowded(work) })
 	g.Go(func() error { return m.runGaps(work) })
 	g.Go(func() error { return m.runAdds(work, net) })
 	g.Go(func() error { return m.greet(work, net) })

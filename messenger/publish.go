@@ -97,10 +97,14 @@ func (m *Messenger) publishAll(ctx context.Context, net Network) error {
 			return err
 		}
 		wanted = len(contacts) > 0
+		self, err := tx.GetSelf()
+		if err != nil {
+			return err
+		}
 		rows, err := tx.Invites()
 		for _, row := range rows {
 			wanted = wanted || m.inviteState(row) == InviteOpen
-			if m.inviteDue(row, seq) {
+			if m.inviteDue(row, seq, self.CardIssued) {
 				due = append(due, row.ID)
 			}
 		}
@@ -124,14 +128,15 @@ func (m *Messenger) publishAll(ctx context.Context, net Network) error {
 	return err
 }
 
-// inviteDue reports whether an invite's record must be put: open and older than invitesEvery or than our reach, or no
+// inviteDue reports whether an invite's record must be put: open and older than invitesEvery, than our reach or than our card, or no
 // longer open and not withdrawn yet.
-func (m *Messenger) inviteDue(row store.Invite, reachSeq uint64) bool {
+func (m *Messenger) inviteDue(row store.Invite, reachSeq uint64, card time.Time) bool {
 	if m.inviteState(row) != InviteOpen {
 		return row.Published.IsZero() && len(row.Record) > 0 && m.now().Before(row.Expires)
 	}
 	moved := time.UnixMilli(int64(reachSeq))
-	return row.Published.IsZero() || row.Published.Before(moved) || m.clock.Now().Sub(row.Published) > invitesEvery
+	renewed := card.Add(time.Second) // a card is dated in whole seconds
+	return row.Published.IsZero() || row.Published.Before(moved) || row.Published.Before(renewed) || m.clock.Now().Sub(row.Published) > invitesEvery
 }
 
 // publishReach puts the record of today, and in its last hours that of tomorrow.

@@ -202,6 +202,19 @@ func (s *Session) SkippedTotal() int {
 	return int(total)
 }
 
+// SkippedChains lists the peer's chains of which the session counts skipped keys in the caller's store.
+func (s *Session) SkippedChains() (chains []uint32) {
+	for i := range s.closed {
+		if s.closed[i].skipped > 0 {
+			chains = append(chains, s.closed[i].chain)
+		}
+	}
+	if s.recv != nil && s.recv.skipped > 0 {
+		chains = append(chains, s.recv.chain)
+	}
+	return chains
+}
+
 // ForgetSkipped takes note that the caller deleted count stored keys of a chain without using them: expired, or named
 // by a void field as positions that will never come.
 func (s *Session) ForgetSkipped(chain uint32, count int) {
