@@ -373,6 +373,24 @@ func FuzzParseContent(f *testing.F) {
 	})
 }
 
+func FuzzParseMsgID(f *testing.F) {
+	for _, s := range []string{MsgID{1, 2}.String(), "m" + strings.Repeat("0", 32), strings.Repeat("F", 32), "mm" + strings.Repeat("0", 31), "m", "", "m\x00"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		id, err := ParseMsgID(s)
+		if err != nil {
+			if id != (MsgID{}) {
+				t.Errorf("%q is refused with an id", s)
+			}
+			return
+		}
+		if again, err := ParseMsgID(id.String()); err != nil || again != id {
+			t.Errorf("%q does not read back: %v", s, err)
+		}
+	})
+}
+
 func FuzzReadFrame(f *testing.F) {
 	f.Add(AppendFrame(nil, fill(9, 1)))
 	f.Fuzz(func(t *testing.T, b []byte) {

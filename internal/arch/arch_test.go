@@ -153,7 +153,6 @@ var (
 	// fuzzedBy: the target calls something nearer the bytes than the exported function.
 	fuzzedBy = map[string]string{
 		"identity.OpenKeyFile": "FuzzOpenKeyFile",
-		"wire.ParseMsgID":      "FuzzParseContent", // 32 digits through encoding/hex; ids on the wire are in content
 	}
 )
 
