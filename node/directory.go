@@ -99,6 +99,19 @@ func (d *directory) anyDHT() bool {
 	return len(d.dht) > 0
 }
 
+// hope tells whether some DHT host has not been tried in vain since it was last reached. The others are dialled again and again,
+// and when one answers, the caller is told; nothing is gained by waiting for that.
+func (d *directory) hope() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, k := range d.dht {
+		if k.failed == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (d *directory) relays() []peer.AddrInfo { return d.list(d.service) }
 
 func (d *directory) servers() []peer.AddrInfo { return d.list(d.dht) }

@@ -149,7 +149,7 @@ func waitServer(ctx context.Context, d *dht.IpfsDHT) error {
 
 // wanReady waits for a DHT server of the wide network, if there is any hope of one.
 func (n *Node) wanReady(ctx context.Context) error {
-	if n.kad.WAN.RoutingTable().Size() == 0 && !n.known.anyDHT() {
+	if n.kad.WAN.RoutingTable().Size() == 0 && !n.known.hope() {
 		return errNoServer
 	}
 	ctx, cancel := context.WithTimeout(ctx, serverWait)
@@ -157,26 +157,76 @@ func (n *Node) wanReady(ctx context.Context) error {
 	return waitServer(ctx, n.kad.WAN)
 }
 
-// Publish puts a record into the wide DHT and the LAN's, each for itself: nil when at least one other node stored it.
+// Publish puts a record into the wide DHT and the LAN's, each for itself: nil when at least one other node stored it. A server that
+// hangs holds up the whole lookup, so after a second those that are connected are asked at once; and when somebody has stored it, the
+// rest get a fifth of the caller's time. Whoever has all the time there is gets it stored wherever it belongs.
 func (n *Node) Publish(ctx context.Context, name [32]byte, value []byte) error {
 	if err := record.Validate(name, value, n.now()); err != nil {
 		return fmt.Errorf("publish record: %w", err)
 	}
-	var stored atomic.Int32
-	ctx = context.WithValue(ctx, storedCount{}, &stored)
+	took := &takers{first: make(chan struct{}, 1)}
+	patience, bounded := n.patience(ctx)
+	puts, cancel := context.WithCancel(context.WithValue(ctx, takersKey{}, took))
+	defer cancel()
 	errs := make([]error, 2)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if errs[0] = n.wanReady(ctx); errs[0] == nil {
-			errs[0] = n.kad.WAN.PutValue(ctx, record.Key(name), value)
+		if errs[0] = n.wanReady(puts); errs[0] == nil {
+			errs[0] = n.kad.WAN.PutValue(puts, record.Key(name), value)
 		}
 	})
-	wg.Go(func() { errs[1] = n.kad.LAN.PutValue(ctx, record.Key(name), value) })
-	wg.Wait()
-	if stored.Load() > 0 {
+	wg.Go(func() { errs[1] = n.kad.LAN.PutValue(puts, record.Key(name), value) })
+	all := make(chan struct{})
+	go func() { wg.Wait(); close(all) }()
+	slow := time.NewTimer(settleTime)
+	defer slow.Stop()
+	var stop <-chan time.Time
+	var direct sync.WaitGroup
+	for waiting := true; waiting; {
+		select {
+		case <-all:
+			waiting = false
+		case <-took.first:
+			if bounded && stop == nil {
+				stop = time.After(patience)
+			}
+		case <-slow.C:
+			if took.count.Load() == 0 {
+				n.putDirectly(puts, &direct, name, value)
+			}
+		case <-stop:
+			waiting = false
+		}
+	}
+	cancel()
+	<-all
+	direct.Wait()
+	if took.count.Load() > 0 {
 		return nil
 	}
 	return fmt.Errorf("publish record: nobody stored it: %w: %w", errors.Join(errs...), wire.ErrUnreachable)
+}
+
+// patience is how long those who have not stored a record are waited for once somebody has.
+func (n *Node) patience(ctx context.Context) (time.Duration, bool) {
+	end, ok := ctx.Deadline()
+	return end.Sub(n.clock.Now()) / 5, ok
+}
+
+// putDirectly puts a record at the servers that are connected, without asking who else there is.
+func (n *Node) putDirectly(ctx context.Context, wg *sync.WaitGroup, name [32]byte, value []byte) {
+	k := &kadSender{h: n.front, ids: []protocol.ID{n.proto.kad}, timeout: n.limits.DHTTimeout}
+	m := pb.NewMessage(pb.Message_PUT_VALUE, []byte(record.Key(name)), 0)
+	m.Record = libp2precord.MakePutRecord(record.Key(name), value)
+	for _, p := range n.kad.WAN.RoutingTable().ListPeers() {
+		if connected(n.front.Network(), p) {
+			wg.Go(func() {
+				if _, err := k.SendRequest(ctx, p, m); err != nil {
+					n.log.Debug("record not stored", "peer", short(p), "err", err)
+				}
+			})
+		}
+	}
 }
 
 // settleTime is how long Find waits for a newer record once it holds one.
@@ -402,8 +452,14 @@ func (n *Node) connectFront(ctx context.Context, addr string) (peer.ID, error) {
 	return info.ID, nil
 }
 
-// storedCount is the context key under which a put counts the servers that took it: kad-dht itself does not tell.
-type storedCount struct{}
+// takers counts the servers that took a put: kad-dht itself does not tell.
+type takers struct {
+	count atomic.Int32
+	first chan struct{} // has a token when there are some
+}
+
+// takersKey is the context key of a put's takers.
+type takersKey struct{}
 
 // kadSender carries DHT requests, one stream each: nothing lingers while idle.
 type kadSender struct {
@@ -439,8 +495,9 @@ func (k *kadSender) SendRequest(ctx context.Context, p peer.ID, req *pb.Message)
 	}
 	_ = s.Close()
 	k.h.Peerstore().RecordLatency(p, time.Since(start))
-	if stored, ok := ctx.Value(storedCount{}).(*atomic.Int32); ok && req.GetType() == pb.Message_PUT_VALUE {
-		stored.Add(1)
+	if took, ok := ctx.Value(takersKey{}).(*takers); ok && req.GetType() == pb.Message_PUT_VALUE {
+		took.count.Add(1)
+		wake(took.first)
 	}
 	return answer, nil
 }
