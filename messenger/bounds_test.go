@@ -102,8 +102,7 @@ func TestThousandsOfTextsWrittenBeforeMeetingAreShownInOrder(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				net := testnet.NewNet(1, testnet.Faults{})
-				few := withLimits(messenger.Limits{Window: 64}) // what is sealed at once is not what is tested here
-				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob", few)
+				alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
 				alice.port.Leave()
 				alice.stop()
 				if err := <-alice.done; err != nil {
