@@ -158,9 +158,10 @@ func (c *sending) public() (p [32]byte) {
 // seal appends the ratchet message to dst.
 func (c *sending) seal(dst []byte, mk *Key, ad *[32]byte, payload []byte, nonces *[2 * nonceSize]byte) []byte {
 	start := len(dst)
-	binary.BigEndian.PutUint32(c.header[offN:], c.n)
+	header := c.header // N stays 0 in the chain's own, so that it is the same for all its life
+	binary.BigEndian.PutUint32(header[offN:], c.n)
 	dst = append(dst, nonces[:nonceSize]...)
-	dst = aead(c.hk[:]).Seal(dst, nonces[:nonceSize], c.header[:], ad[:])
+	dst = aead(c.hk[:]).Seal(dst, nonces[:nonceSize], header[:], ad[:])
 	keys := expand(mk, "sotto/v1 msg", 64)
 	dst = append(dst, keys[32:]...)
 	full := bodyAD(ad, dst[start:])

@@ -882,6 +882,25 @@ func TestStateSurvivesItsStore(t *testing.T) {
 	}
 }
 
+func TestTheTailOfAStateChangesOnlyWithAChain(t *testing.T) {
+	alice, bob := pair(t)
+	tail := func(e *end) []byte {
+		state := e.Marshal()
+		return state[len(state)-e.Tail():]
+	}
+	for range 3 {
+		bob.mustHear(t, alice.say(t, "begins a chain").Item, "begins a chain")
+		sender, receiver := tail(alice), tail(bob)
+		for range 3 {
+			bob.mustHear(t, alice.say(t, "goes on").Item, "goes on")
+		}
+		if !bytes.Equal(sender, tail(alice)) || !bytes.Equal(receiver, tail(bob)) {
+			t.Error("the tail changed within a chain")
+		}
+		alice.mustHear(t, bob.say(t, "answer").Item, "answer")
+	}
+}
+
 func TestDamagedStateIsRefused(t *testing.T) {
 	alice, bob := pair(t)
 	alice.say(t, "lost")

@@ -192,7 +192,9 @@ func TestRatchetVectors(t *testing.T) {
 		v := messageVector{From: turn.from, Skip: turn.skip, Payload: fmt.Sprint("message ", i)}
 		sent := from.say(t, v.Payload)
 		v.Random, v.Chain, v.N, v.Item = hexedAll(from.rand.draws), sent.Chain, sent.N, sent.Item
-		plain := sum(from.send.header[:])
+		header := from.send.header
+		put32(header[offN:], sent.N)
+		plain := sum(header[:])
 		ack := Ack(sent.AckKey, sent.Item)
 		v.Header, v.AckKey, v.Ack = plain[:], sent.AckKey[:], ack[:]
 		vectors = append(vectors, v)
