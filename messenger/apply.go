@@ -66,7 +66,9 @@ const seenStep = time.Minute
 func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 	c, content := &op.contact, op.content
 	if len(content.Card) > 0 {
-		m.takeCard(c, content.Card)
+		if err := m.takeCard(tx, c, content.Card); err != nil {
+			return err
+		}
 	}
 	if len(content.Reach) > 0 {
 		if err := m.takeReach(tx, c, content.Reach); err != nil {
@@ -94,17 +96,26 @@ func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 	return nil
 }
 
-// takeCard replaces a contact's card by a newer one of the same account.
-func (m *Messenger) takeCard(c *store.Contact, raw []byte) {
+// takeCard replaces a contact's card by a newer one of the same account, and its device list by the card's. When that one
+// contradicts the held one, or its device was removed, both stay as they were, and of a contradiction the person is warned.
+func (m *Messenger) takeCard(tx *store.Tx, c *store.Contact, raw []byte) error {
 	card, err := identity.ParseCard(raw)
 	if err != nil || card.Account() != identity.AccountID(c.Account) {
 		m.log.Info("card of a contact refused", "err", err)
-		return
+		return nil
 	}
 	if held, err := identity.ParseCard(c.Card); err == nil && held.Core.Seq >= card.Core.Seq {
-		return
+		return nil
+	}
+	if err := takeList(c, card.Devices, card.Core.Device); err != nil {
+		m.log.Info("card of a contact refused", "err", err)
+		if two := (*equivocation)(nil); errors.As(err, &two) && warn(c) {
+			return m.announceContact(tx, c.Account)
+		}
+		return nil
 	}
 	c.Card = slices.Clone(raw)
+	return nil
 }
 
 // takeReach replaces a contact's reach by a newer one, and lets its node key in.

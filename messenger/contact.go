@@ -58,46 +58,14 @@ func openReach(c store.Contact, signed []byte) (wire.Reach, error) {
 	return wire.Reach{}, err
 }
 
-// putContact writes a contact and lets its node key in or out. A card that it took over brings its device list, which is compared
-// with the held one here, where every change passes.
+// putContact writes a contact and lets its node key in or out.
 func (m *Messenger) putContact(tx *store.Tx, c store.Contact) error {
-	if err := m.takeCardsList(tx, &c); err != nil {
-		return err
-	}
 	if err := tx.PutContact(c); err != nil {
 		return err
 	}
 	tx.AfterCommit(func() { m.remember(c) })
 	return nil
 }
-
-// takeCardsList takes the device list in a contact's card. When that contradicts the held one, or its device was removed, the card
-// held before stays, and of a contradiction the person is warned.
-func (m *Messenger) takeCardsList(tx *store.Tx, c *store.Contact) error {
-	if len(c.Card) == 0 || len(c.DeviceList) == 0 || bytes.HasPrefix(c.Card[min(cardHead, len(c.Card)):], c.DeviceList) {
-		return nil
-	}
-	card, err := identity.ParseCard(c.Card)
-	if err == nil {
-		err = takeList(c, card.Devices, card.Core.Device)
-	}
-	if err == nil {
-		return nil
-	}
-	m.log.Info("card of a contact refused", "err", err)
-	taken := c.Card
-	c.Card = nil
-	if old, e := tx.Contact(c.Account); e == nil && !bytes.Equal(old.Card, taken) {
-		c.Card = old.Card
-	}
-	if two := (*equivocation)(nil); errors.As(err, &two) && warn(c) {
-		return m.announceContact(tx, c.Account)
-	}
-	return nil
-}
-
-// cardHead is what stands before the device list in a card: version and length.
-const cardHead = 1 + 4
 
 // established takes note that a contact holds our hello.
 func (m *Messenger) established(tx *store.Tx, acct [32]byte) error {
