@@ -154,3 +154,48 @@ func TestTriesInARowAreOneLineOfATrace(t *testing.T) {
 		wantError(t, err, messenger.CodeAmbiguous)
 	})
 }
+
+func TestTwoWhoMeetAnewTalkAtOnce(t *testing.T) {
+	for how, leaveOut := range map[string]func(bob *person) error{
+		"blocked and unblocked": func(bob *person) error {
+			if err := bob.m.Block(t.Context(), "mallory"); err != nil {
+				return err
+			}
+			return bob.m.Unblock(t.Context(), "mallory")
+		},
+		"removed": func(bob *person) error { return bob.m.Remove(t.Context(), "mallory") },
+	} {
+		for who, invite := range map[string]func(mallory, bob *person){
+			"by the invite of who left out":     func(mallory, bob *person) { mallory.add(bob.invite(messenger.InviteRequest{}).Link) },
+			"by the invite of who was left out": func(mallory, bob *person) { bob.add(mallory.invite(messenger.InviteRequest{}).Link) },
+		} {
+			t.Run(how+" "+who, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					net, mallory, bob := pair(t)
+					bob.send("mallory", "before")
+					settle(time.Second)
+					if err := leaveOut(bob); err != nil {
+						t.Fatal(err)
+					}
+					mallory.send("bob", "into the void")
+					settle(5 * time.Second)
+					invite(mallory, bob)
+					net.LoseDHT() // where they are they have from each other alone
+					settle(5 * time.Second)
+					bob.send("mallory", "all right")
+					mallory.send("bob", "sorry")
+					settle(15 * time.Second) // what was refused leaves a gap, which is waited for
+					wantTexts(t, mallory, "bob", []string{"before", "all right"})
+					wantTexts(t, bob, "mallory", []string{"sorry"})
+					for _, p := range []*person{mallory, bob} {
+						other := map[*person]string{mallory: "bob", bob: "mallory"}[p]
+						if c := p.contact(other); c.State != messenger.ContactEstablished || c.Warning != "" || c.Queued != 0 {
+							t.Errorf("%s sees %+v", p.name, c)
+						}
+					}
+					check(t, mallory, bob)
+				})
+			})
+		}
+	}
+}

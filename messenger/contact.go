@@ -394,7 +394,7 @@ func (m *Messenger) shutOut(ctx context.Context, name string, mark func(c *store
 			return err
 		}
 		mark(&c)
-		c.Reach, c.InnerKey, c.RecordKey = nil, [32]byte{}, [32]byte{}
+		c.Reach, c.ReachSeq, c.InnerKey, c.RecordKey = nil, 0, [32]byte{}, [32]byte{} // what they told before is told again when they meet anew
 		acct = c.Account
 		if err := endAdds(tx, acct); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"sotto/identity"
@@ -155,12 +156,14 @@ func (d *delivery) settleAll(answers <-chan answered, batch []store.Outgoing) {
 
 // settle applies answers. It must bear being run twice.
 func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing, gone []bool, how string) error {
+	taken := false
 	for _, g := range group {
 		out := batch[g.i]
 		done := true
 		var err error
 		switch {
 		case g.a.Code == wire.CodeOK && subtle.ConstantTimeCompare(out.Ack[:], g.a.Ack[:]) == 1:
+			taken = true
 			err = d.m.delivered(tx, out, how)
 		case g.a.Code == wire.CodeOK:
 			d.m.counters.badAcks.Add(1)
@@ -179,7 +182,26 @@ func (d *delivery) settle(tx *store.Tx, group []answered, batch []store.Outgoing
 		}
 		gone[g.i] = done
 	}
+	if taken && strings.HasPrefix(d.contact.Warning, warnAnew) {
+		return d.m.opensAgain(tx, d.contact.Account)
+	}
 	return nil
+}
+
+// opensAgain ends the warning of a session begun anew: the other side has opened something of the new one.
+func (m *Messenger) opensAgain(tx *store.Tx, acct [32]byte) error {
+	c, err := tx.Contact(acct)
+	if errors.Is(err, store.ErrNotFound) || err == nil && !strings.HasPrefix(c.Warning, warnAnew) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	c.Warning = ""
+	if err := m.putContact(tx, c); err != nil {
+		return err
+	}
+	return m.announceContact(tx, acct)
 }
 
 // delivered takes note that the recipient's node holds the message.

@@ -42,6 +42,7 @@ type Net struct {
 	inner   map[[32]byte]*Port
 	front   map[[32]byte]*Port
 	records map[[32]byte][]byte
+	noDHT   bool
 	cut     map[[2]string]bool
 	seen    [][]byte // everything that crossed the network, if Record is on
 	record  bool
@@ -76,6 +77,13 @@ func (n *Net) Mute(from, to *Port, cut bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cut[[2]string{from.name, to.name}] = cut
+}
+
+// LoseDHT takes the DHT away for good: nothing is found or kept there any more.
+func (n *Net) LoseDHT() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.noDHT, n.records = true, map[[32]byte][]byte{}
 }
 
 // Record makes the network keep every item and envelope that crosses it.
@@ -252,6 +260,9 @@ func (p *Port) Publish(ctx context.Context, name [32]byte, value []byte) error {
 	}
 	p.net.mu.Lock()
 	defer p.net.mu.Unlock()
+	if p.net.noDHT {
+		return wire.ErrUnreachable
+	}
 	if held := p.net.records[name]; held != nil {
 		if best, err := record.Select([][]byte{value, held}); err != nil || best != 0 {
 			return err
