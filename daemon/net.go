@@ -25,7 +25,7 @@ func (n network) Warnings() []control.Warning { return n.away.warnings() }
 // NetStatus tells how the node stands in the network.
 func (n network) NetStatus() control.NetStatus {
 	s := n.node.Status()
-	return control.NetStatus{Reachability: s.Reachability, Addrs: append(s.Inner, s.Front...), Peers: s.Contacts + s.DHTServers + s.LAN + s.Relays,
+	return control.NetStatus{Reachability: s.Reachability, Addrs: append(s.Inner, s.Front...), Peers: s.Contacts + s.DHTServers + s.LAN + s.Relays + s.Others,
 		Contacts: s.Contacts, DHT: s.DHTServers, LAN: s.LAN, Relays: s.Relays, Online: s.Online, Named: n.away.named}
 }
 

@@ -283,7 +283,7 @@ func (m *Messenger) Contact(ctx context.Context, name string) (Contact, error) {
 }
 
 func (m *Messenger) viewContact(tx *store.Tx, c store.Contact, all []store.Contact) (Contact, error) {
-	queued, err := tx.CountOutgoing(c.Account)
+	queued, err := tx.CountMessages(c.Account)
 	out := Contact{
 		Account: identity.AccountID(c.Account).String(), Name: c.Name, Claimed: c.Claimed, State: c.State, Verified: c.Verified,
 		Conv: c.Conv, Created: c.Created, LastSeen: c.LastSeen, Queued: queued, Intro: c.Intro, Warning: c.Warning,
@@ -299,7 +299,7 @@ func (m *Messenger) viewContact(tx *store.Tx, c store.Contact, all []store.Conta
 // lately is how many of the newest messages tell how a contact does.
 const lately = 16
 
-// withNews adds what the newest messages tell: a receipt shows that they were there, a refusal that they may have left us
+// withNews adds what the newest messages tell: one of theirs or a receipt shows that they were there, a refusal that they may have left us
 // out.
 func withNews(tx *store.Tx, c store.Contact, out *Contact) error {
 	rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: lately})
@@ -308,6 +308,9 @@ func withNews(tx *store.Tx, c store.Contact, out *Contact) error {
 	}
 	newest := true
 	for _, row := range slices.Backward(rows) {
+		if !row.Out && row.At.After(out.LastSeen) {
+			out.LastSeen = row.At
+		}
 		if !row.Out || row.State == StateQueued || row.State == StateHeld {
 			continue
 		}

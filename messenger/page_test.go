@@ -75,3 +75,37 @@ func TestContactWhoFillsTheHistoryDoesNotFillTheMemoryOfWhoReadsIt(t *testing.T)
 		}
 	})
 }
+
+func TestOnlyWhatWasShownIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, mallory, bob := pair(t)
+		if err := bob.m.SetReadMarks(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 25 {
+			mallory.send("bob", fmt.Sprint("text ", i))
+		}
+		settle(time.Minute)
+		read := func(q messenger.MessagesQuery, shows, unread int, state string) {
+			t.Helper()
+			page, err := bob.m.Messages(t.Context(), "mallory", q)
+			if err != nil || len(page) != shows {
+				t.Errorf("%d messages are shown, want %d: %v", len(page), shows, err)
+			}
+			settle(time.Minute)
+			inbox, err := bob.m.Inbox(t.Context())
+			if err != nil || inbox[0].Unread != unread {
+				t.Errorf("%d are unread, want %d: %v", inbox[0].Unread, unread, err)
+			}
+			for _, row := range mallory.rows(bob) {
+				if row.State != state {
+					t.Fatalf("mallory sees %q as %s, want %s", wire.TextOf(row.Raw), row.State, state)
+				}
+			}
+		}
+		read(messenger.MessagesQuery{Peek: true}, 25, 25, messenger.StateDelivered)
+		read(messenger.MessagesQuery{Limit: 1}, 1, 25, messenger.StateDelivered)
+		read(messenger.MessagesQuery{Limit: 24}, 24, 25, messenger.StateDelivered)
+		read(messenger.MessagesQuery{}, 25, 0, messenger.StateRead)
+	})
+}

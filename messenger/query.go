@@ -71,45 +71,55 @@ func (m *Messenger) Message(ctx context.Context, id string) (Message, error) {
 func (m *Messenger) Messages(ctx context.Context, conv string, q MessagesQuery) ([]Message, error) {
 	var out []Message
 	var c store.Contact
-	unread := 0
+	var seen seen
+	var talk store.Conversation
 	err := m.store.View(func(tx *store.Tx) error {
 		var err error
 		if c, err = m.findTalk(tx, conv); err != nil {
 			return err
 		}
-		talk, err := m.conversation(tx, c)
-		if err != nil {
+		if talk, err = m.conversation(tx, c); err != nil {
 			return err
 		}
-		unread = talk.Unread
 		limit := q.Limit
 		if limit <= 0 {
-			limit = max(defaultPage, unread)
+			limit = max(defaultPage, talk.Unread)
 		}
-		out, err = m.page(tx, c, limit, q.Since)
+		out, seen, err = m.page(tx, c, limit, q.Since)
 		return err
 	})
-	if err != nil || q.Peek || unread == 0 {
+	if err != nil || q.Peek || talk.Unread == 0 || seen.theirs < talk.Unread { // what was not shown was not read
 		return out, err
 	}
-	return out, m.markRead(ctx, c)
+	return out, m.markRead(ctx, c, talk, seen)
+}
+
+// seen is what a page showed of the other side's messages.
+type seen struct {
+	theirs int    // how many
+	order  uint64 // of the newest row, whosever it is
+	n      uint64 // counter of their newest
 }
 
 // page collects shown rows, the newest, up to maxPage; held ones are passed over.
-func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) ([]Message, error) {
-	var out []Message
+func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Time) (out []Message, shown seen, err error) {
 	var oldest *store.Message
 	size := 0
 	for len(out) < limit && size < maxPage {
 		some := min(limit, 32)
 		rows, err := tx.Messages(c.Conv, store.MessagesQuery{Limit: some, Before: oldest, Since: since})
 		if err != nil {
-			return nil, err
+			return nil, shown, err
 		}
 		for _, row := range slices.Backward(rows) {
-			if !row.Held && len(out) < limit && size < maxPage {
-				out = append(out, viewMessage(row, c))
-				size += len(out[len(out)-1].Text)
+			if row.Held || len(out) >= limit || size >= maxPage {
+				continue
+			}
+			out = append(out, viewMessage(row, c))
+			size += len(out[len(out)-1].Text)
+			shown.order = max(shown.order, row.Order)
+			if !row.Out {
+				shown.theirs, shown.n = shown.theirs+1, max(shown.n, row.N)
 			}
 		}
 		if len(rows) < some {
@@ -118,15 +128,16 @@ func (m *Messenger) page(tx *store.Tx, c store.Contact, limit int, since time.Ti
 		oldest = &rows[0]
 	}
 	slices.Reverse(out)
-	return out, nil
+	return out, shown, nil
 }
 
-// markRead sets the unread count to nothing and, if the person wants that, tells the other side.
-func (m *Messenger) markRead(ctx context.Context, shown store.Contact) error {
+// markRead takes off the unread count what was shown, and if the person wants that, tells the other side. What has come since
+// the page was read stays unread.
+func (m *Messenger) markRead(ctx context.Context, with store.Contact, then store.Conversation, shown seen) error {
 	return m.update(ctx, func(tx *store.Tx) error {
-		c, err := tx.Contact(shown.Account)
+		c, err := tx.Contact(with.Account)
 		if errors.Is(err, store.ErrNotFound) {
-			c, err = shown, nil // removed: nobody is told
+			c, err = with, nil // removed: nobody is told
 		}
 		if err != nil {
 			return err
@@ -135,7 +146,10 @@ func (m *Messenger) markRead(ctx context.Context, shown store.Contact) error {
 		if err != nil {
 			return err
 		}
-		conv.Unread, conv.LastRead = 0, conv.Clock
+		if conv.LastRead != then.LastRead {
+			return nil // another reader was quicker
+		}
+		conv.Unread, conv.LastRead = max(0, conv.Unread-then.Unread), max(conv.LastRead+1, shown.order)
 		if err := tx.PutConversation(conv); err != nil {
 			return err
 		}
@@ -146,11 +160,7 @@ func (m *Messenger) markRead(ctx context.Context, shown store.Contact) error {
 		if err != nil {
 			return err
 		}
-		content := &wire.Content{Kind: wire.KindControl}
-		for _, recv := range conv.Recv {
-			content.ReadUpTo = max(content.ReadUpTo, recv.N)
-		}
-		return m.queue(tx, &c, content, time.Time{})
+		return m.queue(tx, &c, &wire.Content{Kind: wire.KindControl, ReadUpTo: shown.n}, time.Time{})
 	})
 }
 
@@ -199,7 +209,7 @@ func (m *Messenger) Inbox(ctx context.Context) ([]Conversation, error) {
 			if err != nil {
 				return err
 			}
-			last, err := m.page(tx, c, 1, time.Time{})
+			last, _, err := m.page(tx, c, 1, time.Time{})
 			if err != nil {
 				return err
 			}
@@ -401,7 +411,7 @@ func (m *Messenger) Status(ctx context.Context) (Status, error) {
 			if c.State == ContactRequested {
 				out.Requests++
 			}
-			waiting, err := tx.CountOutgoing(c.Account)
+			waiting, err := tx.CountMessages(c.Account)
 			if err != nil {
 				return err
 			}

@@ -88,10 +88,11 @@ type Status struct {
 	Inner, Front []string // own addresses
 	InnerPort    int      // store these two and pass them in at the next start
 	FrontPort    int
-	Contacts     int // connections by role
+	Contacts     int // peers by role, each counted once however many connections there are
 	DHTServers   int
 	LAN          int
 	Relays       int
+	Others       int
 	Known        []string          // addresses of DHT hosts known, for Config.Bootstrap at the next start
 	Refused      map[string]uint64 // what others tried in vain
 	Clock        time.Duration     // what volunteers say our clock lacks, when ClockKnown
@@ -109,7 +110,13 @@ func (n *Node) Status() Status {
 	if away := n.gate.turnedAway(); away > 0 {
 		s.Refused[turnedAway] = away
 	}
+	counted := map[string]bool{}
 	for _, p := range n.Peers() {
+		if who := string(p.Role) + p.ID; counted[who] {
+			continue
+		} else {
+			counted[who] = true
+		}
 		switch p.Role {
 		case RoleContact:
 			s.Contacts++
@@ -119,6 +126,8 @@ func (n *Node) Status() Status {
 			s.LAN++
 		case RoleRelay:
 			s.Relays++
+		default:
+			s.Others++
 		}
 	}
 	for _, info := range n.known.servers() {

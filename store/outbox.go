@@ -218,6 +218,19 @@ func (tx *Tx) CountOutgoing(account [32]byte) (int, error) {
 	return n, err
 }
 
+// CountMessages counts the items waiting for an account that carry a message people wrote.
+func (tx *Tx) CountMessages(account [32]byte) (int, error) {
+	n := 0
+	err := tx.walkOutgoing(account, 0, false, func(k, plain []byte) (bool, error) {
+		row, err := tx.readOutgoing(k, plain)
+		if !row.Control {
+			n++
+		}
+		return true, err
+	})
+	return n, err
+}
+
 // CountAllOutgoing counts the items waiting for anybody.
 func (tx *Tx) CountAllOutgoing() (int, error) { return tx.count(key(tOutgoing)) }
 
