@@ -131,6 +131,10 @@ func (n *Node) userOptions(role Role, sk ed25519.PrivateKey, port int) ([]libp2p
 const (
 	halfOpen = 256 // connections let in that have not proved a key yet
 	letIn    = 512 // connections let in
+
+	// A stream that has not said yet what it is for counts among few for all; one peer must not be able to fill them.
+	unsaid     = 512 // such streams let in
+	peerOpened = 64  // streams that one peer may open
 )
 
 // userResources are libp2p's defaults for a small machine, with more patience for connections that are just being made, and
@@ -140,6 +144,8 @@ func userResources(proto protocols) (network.ResourceManager, error) {
 	libp2p.SetDefaultServiceLimits(&scaling)
 	scaling.TransientBaseLimit.ConnsInbound, scaling.TransientBaseLimit.Conns, scaling.TransientBaseLimit.FD = halfOpen, halfOpen+64, halfOpen+64
 	scaling.SystemBaseLimit.ConnsInbound, scaling.SystemBaseLimit.Conns, scaling.SystemBaseLimit.FD = letIn, letIn+128, letIn+128
+	scaling.TransientBaseLimit.StreamsInbound, scaling.TransientBaseLimit.Streams = unsaid, unsaid+256
+	scaling.PeerBaseLimit.StreamsInbound, scaling.PeerLimitIncrease.StreamsInbound = peerOpened, 0
 	for _, id := range []protocol.ID{proto.direct, proto.knock, proto.ping} {
 		scaling.AddProtocolLimit(id, rcmgr.BaseLimit{Streams: 128, StreamsInbound: 64, StreamsOutbound: 64, Memory: 32 << 20}, rcmgr.BaseLimitIncrease{})
 		scaling.AddProtocolPeerLimit(id, rcmgr.BaseLimit{Streams: 16, StreamsInbound: 8, StreamsOutbound: 8, Memory: 8 << 20}, rcmgr.BaseLimitIncrease{})

@@ -19,7 +19,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// A host that is closed while it still learns whether it can be reached may start its search for relays after it was
+	// stopped; libp2p's Close does not wait for that.
+	const finder = "github.com/libp2p/go-libp2p/p2p/host/autorelay.(*relayFinder)."
 	goleak.VerifyTestMain(m,
+		goleak.IgnoreAnyFunction(finder+"background"), goleak.IgnoreAnyFunction(finder+"background.func1"),
+		goleak.IgnoreAnyFunction(finder+"background.func2"), goleak.IgnoreAnyFunction(finder+"cleanupDisconnectedPeers"),
 		goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"),
 		goleak.IgnoreTopFunction("go.opencensus.io/stats/view.(*worker).start"))
 }
