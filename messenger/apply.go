@@ -208,6 +208,9 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 	recv := conv.Recv[content.Device]
 	row := m.received(*c, content)
 	switch {
+	case slices.ContainsFunc(recv.Held, func(h store.Held) bool { return h.N == row.N }):
+		m.counters.conflicts.Add(1)
+		return wire.CodeLater, wire.ErrLater // once the held one is shown, this is an ordinary conflict
 	case content.N == recv.N+1:
 		if recv.N > 0 && content.Prev != recv.Hash {
 			row.Why = "does not follow the message before it"
@@ -217,10 +220,6 @@ func (m *Messenger) place(tx *store.Tx, c *store.Contact, content *wire.Content)
 	case content.N > recv.N+1:
 		if len(recv.Held) >= m.limits.MaxHeld {
 			return wire.CodeLater, wire.ErrLater
-		}
-		if slices.ContainsFunc(recv.Held, func(h store.Held) bool { return h.N == row.N }) {
-			m.counters.conflicts.Add(1)
-			return wire.CodeLater, wire.ErrLater // once the held one is shown, this is an ordinary conflict
 		}
 		err = m.hold(tx, &recv, row)
 	case slices.ContainsFunc(recv.Holes, func(h store.Hole) bool { return h.From <= content.N && content.N <= h.To }):
@@ -267,15 +266,7 @@ func (m *Messenger) showNext(tx *store.Tx, c *store.Contact, conv *store.Convers
 		return err
 	}
 	recv.N, recv.Hash, recv.Order = row.N, hash, row.Order
-	for len(recv.Held) > 0 && recv.Held[0].N == recv.N+1 {
-		if err := m.release(tx, c, conv, recv); err != nil {
-			return err
-		}
-	}
-	if len(recv.Held) == 0 {
-		recv.Since = time.Time{}
-	}
-	return nil
+	return m.showHeld(tx, c, conv, recv, false)
 }
 
 // order places a row among all: by the sender's hybrid clock, after the sender's row before it, and not far in the

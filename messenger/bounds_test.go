@@ -417,3 +417,81 @@ func TestNewerCardOfAKnownDeviceIsTaken(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatIsHeldOfOneWhoIsShutOutIsNeverShown(t *testing.T) {
+	for name, shutOut := range map[string]func(bob *person) error{
+		"removed": func(bob *person) error { return bob.m.Remove(bob.t.Context(), "mallory") },
+		"blocked": func(bob *person) error { return bob.m.Block(bob.t.Context(), "mallory") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := testnet.NewNet(1, testnet.Faults{})
+				mallory, bob := newPerson(t, net, "mallory"), newPerson(t, net, "bob", onDisk)
+				meet(t, mallory, bob)
+				mallory.send("bob", "before")
+				settle(time.Second)
+				items := hold(t, mallory, bob, "kept back", "held")
+				mallory.wantCode(bob, items[1], wire.CodeOK)
+				if err := shutOut(bob); err != nil {
+					t.Fatal(err)
+				}
+				settle(time.Minute) // the gap would have been shown by now
+				bob.restart()
+				settle(time.Minute)
+				wantTexts(t, bob, "mallory", []string{"before"})
+			})
+		})
+	}
+}
+
+func TestLongMessagesThatAreHeldAreShownAfterTheGap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := testnet.NewNet(1, testnet.Faults{})
+		mallory, bob := newPerson(t, net, "mallory"), newPerson(t, net, "bob", onDisk)
+		meet(t, mallory, bob)
+		texts := make([]string, 60)
+		for i := range texts {
+			texts[i] = strings.Repeat(string(rune('a'+i%26)), 60000)
+		}
+		mallory.net.Cut(mallory.port, bob.port, true)
+		for _, text := range texts {
+			mallory.send("bob", text)
+		}
+		settle(100 * time.Millisecond)
+		items := outbox(t, mallory, bob)
+		for _, item := range items[1:] {
+			mallory.wantCode(bob, item, wire.CodeOK)
+		}
+		settle(time.Minute)
+		wantTexts(t, bob, "mallory", texts[1:])
+		mallory.wantCode(bob, items[0], wire.CodeOK)
+		bob.restart()
+		wantTexts(t, bob, "mallory", texts)
+	})
+}
+
+func TestAHeldMessageThatADamagedDiskLostIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, mallory, bob := pair(t)
+		items := hold(t, mallory, bob, "late", "lost", "there")
+		for _, item := range items[1:] {
+			mallory.wantCode(bob, item, wire.CodeOK)
+		}
+		bob.update(func(tx *store.Tx) error {
+			for _, row := range bob.rows(mallory) {
+				if wire.TextOf(row.Raw) == "lost" {
+					return tx.DeleteMessage(row.ID)
+				}
+			}
+			return store.ErrNotFound
+		})
+		settle(time.Minute)
+		wantTexts(t, bob, "mallory", []string{"there"})
+		list, err := bob.m.Messages(t.Context(), "mallory", messenger.MessagesQuery{Peek: true})
+		if err != nil || list[0].Missing != 2 {
+			t.Fatalf("missing before the first: %+v, %v", list, err)
+		}
+		mallory.wantCode(bob, items[0], wire.CodeOK)
+		wantTexts(t, bob, "mallory", []string{"late", "there"})
+	})
+}

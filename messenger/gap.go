@@ -37,35 +37,84 @@ func (m *Messenger) fillGaps() (next time.Time, err error) {
 	var due [][16]byte
 	err = m.store.View(func(tx *store.Tx) error {
 		convs, err := tx.Conversations()
+		if err != nil {
+			return err
+		}
 		for _, conv := range convs {
+			if _, ok, err := heard(tx, conv); err != nil {
+				return err
+			} else if !ok {
+				continue
+			}
 			for _, r := range conv.Recv {
-				if len(r.Held) == 0 {
-					continue
-				}
-				if at := r.Since.Add(m.limits.GapWait); !at.After(now) {
+				if m.overdue(r, now) || follows(r) {
 					due = append(due, conv.ID)
-				} else if next.IsZero() || at.Before(next) {
+				} else if at := r.Since.Add(m.limits.GapWait); len(r.Held) > 0 && (next.IsZero() || at.Before(next)) {
 					next = at
 				}
 			}
 		}
-		return err
+		return nil
 	})
 	for _, id := range due {
-		if err == nil {
-			err = m.store.Update(func(tx *store.Tx) error { return m.declareGaps(tx, id, now) })
+		for again := true; again && err == nil; {
+			err = m.store.Update(func(tx *store.Tx) (err error) {
+				again, err = m.declareGaps(tx, id, now)
+				return err
+			})
 		}
 	}
 	return next, err
 }
 
-// release shows the first of the held rows.
-func (m *Messenger) release(tx *store.Tx, c *store.Contact, conv *store.Conversation, recv *store.Received) error {
-	row, err := tx.Message(recv.Held[0].ID)
-	if err != nil {
-		return err
+// heard returns whom a conversation is with, if not somebody who was shut out: what was held of those stays so.
+func heard(tx *store.Tx, conv store.Conversation) (c store.Contact, ok bool, err error) {
+	c, err = tx.Contact(conv.Account)
+	if errors.Is(err, store.ErrNotFound) {
+		return c, false, nil
 	}
-	recv.Held = recv.Held[1:]
+	return c, err == nil && c.State != ContactBlocked && c.State != contactRemoved, err
+}
+
+// overdue reports whether rows were held for long enough.
+func (m *Messenger) overdue(r store.Received, now time.Time) bool {
+	return len(r.Held) > 0 && !r.Since.Add(m.limits.GapWait).After(now)
+}
+
+// follows reports whether the first held row has nothing to wait for any more.
+func follows(r store.Received) bool { return len(r.Held) > 0 && r.Held[0].N == r.N+1 }
+
+// showHeld shows held rows as far as they follow, and with gaps all of them, declaring the gaps between them; but no more than one
+// transaction should: the rest is for fillGaps. A row that a damaged disk lost is one more that is missing.
+func (m *Messenger) showHeld(tx *store.Tx, c *store.Contact, conv *store.Conversation, recv *store.Received, gaps bool) error {
+	for count, size := 0, 0; (gaps && len(recv.Held) > 0 || follows(*recv)) && count < sweepRows && size < sweepBytes; count++ {
+		row, err := tx.Message(recv.Held[0].ID)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		recv.Held = recv.Held[1:]
+		if err != nil {
+			continue
+		}
+		if row.N > recv.N+1 {
+			m.declareGap(recv, &row)
+		}
+		if err := m.release(tx, c, conv, recv, row); err != nil {
+			return err
+		}
+		size += len(row.Raw)
+	}
+	if len(recv.Held) == 0 {
+		recv.Since = time.Time{}
+	}
+	if follows(*recv) {
+		tx.AfterCommit(func() { poke(m.gaps) })
+	}
+	return nil
+}
+
+// release shows a row that was held.
+func (m *Messenger) release(tx *store.Tx, c *store.Contact, conv *store.Conversation, recv *store.Received, row store.Message) error {
 	if row.N == recv.N+1 && recv.N > 0 && row.Prev != recv.Hash {
 		row.Why = "does not follow the message before it"
 		m.counters.conflicts.Add(1)
@@ -119,49 +168,40 @@ func (m *Messenger) fillHole(tx *store.Tx, recv *store.Received, n uint64) error
 	return tx.PutMessage(&row)
 }
 
-// declareGaps gives up waiting where GapWait is over: the held rows are shown and the first says how many are missing.
-func (m *Messenger) declareGaps(tx *store.Tx, id [16]byte, now time.Time) error {
+// declareGaps gives up waiting where GapWait is over: the held rows are shown and the first says how many are missing. Again says
+// that there may be more for another transaction.
+func (m *Messenger) declareGaps(tx *store.Tx, id [16]byte, now time.Time) (again bool, err error) {
 	conv, err := tx.Conversation(id)
 	if err != nil {
-		return err
+		return false, err
 	}
-	c, err := tx.Contact(conv.Account)
-	if err != nil {
-		return err
+	c, ok, err := heard(tx, conv)
+	if err != nil || !ok {
+		return false, err // shut out meanwhile
 	}
-	for device, recv := range conv.Recv {
-		if len(recv.Held) == 0 || recv.Since.Add(m.limits.GapWait).After(now) {
+	for device, recv := range conv.Recv { // one of them in a transaction
+		overdue := m.overdue(recv, now)
+		if !overdue && !follows(recv) {
 			continue
 		}
-		for len(recv.Held) > 0 {
-			if first := recv.Held[0]; first.N > recv.N+1 {
-				if err := m.declareGap(tx, &recv, first); err != nil {
-					return err
-				}
-			}
-			if err := m.release(tx, &c, &conv, &recv); err != nil {
-				return err
-			}
+		if err := m.showHeld(tx, &c, &conv, &recv, overdue); err != nil {
+			return false, err
 		}
-		recv.Since = time.Time{}
 		conv.Recv[device] = recv
+		return true, tx.PutConversation(conv)
 	}
-	return tx.PutConversation(conv)
+	return false, nil
 }
 
 // maxHoles bounds how many gaps of one device are remembered for filling; the oldest are given up.
 const maxHoles = 1000
 
-func (m *Messenger) declareGap(tx *store.Tx, recv *store.Received, first store.Held) error {
-	recv.Holes = append(recv.Holes, store.Hole{From: recv.N + 1, To: first.N - 1, Before: first.ID})
+// declareGap says with a row how many are missing before it.
+func (m *Messenger) declareGap(recv *store.Received, row *store.Message) {
+	recv.Holes = append(recv.Holes, store.Hole{From: recv.N + 1, To: row.N - 1, Before: row.ID})
 	recv.Holes = recv.Holes[max(0, len(recv.Holes)-maxHoles):]
-	row, err := tx.Message(first.ID)
-	if err != nil {
-		return err
-	}
-	row.Gap = first.N - 1 - recv.N
-	recv.N = first.N - 1
+	row.Gap = row.N - 1 - recv.N
+	recv.N = row.N - 1
 	recv.Hash = row.Prev
 	m.counters.gaps.Add(1)
-	return tx.PutMessage(&row)
 }
