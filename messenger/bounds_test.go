@@ -2,6 +2,7 @@ package messenger_test
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -493,5 +494,30 @@ func TestAHeldMessageThatADamagedDiskLostIsMissing(t *testing.T) {
 		}
 		mallory.wantCode(bob, items[0], wire.CodeOK)
 		wantTexts(t, bob, "mallory", []string{"late", "there"})
+	})
+}
+
+func TestAWaitingMessageThatADamagedDiskLostHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := testnet.NewNet(1, testnet.Faults{})
+		alice, bob := newPerson(t, net, "alice", onDisk), newPerson(t, net, "bob")
+		meet(t, alice, bob)
+		hold(t, alice, bob, "sealed", "unsealed", "whole")
+		alice.update(func(tx *store.Tx) error { // as a salvage leaves them
+			waiting, err := tx.Outgoings([32]byte(accountOf(bob)), 0)
+			for i, out := range waiting[:2] {
+				out.Control = true
+				if i == 1 {
+					out.Item, out.Short = nil, false
+				}
+				err = errors.Join(err, tx.DeleteMessage(out.MsgID), tx.PutOutgoing(&out))
+			}
+			return err
+		})
+		alice.restart()
+		alice.net.Cut(alice.port, bob.port, false)
+		settle(20 * time.Minute)
+		wantTexts(t, bob, "alice", []string{"sealed", "whole"})
+		check(t, alice)
 	})
 }

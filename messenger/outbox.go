@@ -260,6 +260,10 @@ func (m *Messenger) sealAnew(tx *store.Tx, c *store.Contact, out *store.Outgoing
 	raw := out.Payload
 	if raw == nil {
 		row, err := tx.Message(out.MsgID)
+		if errors.Is(err, store.ErrNotFound) { // a damaged disk lost its text: there is nothing to seal
+			untell(c)
+			return errors.Join(tx.DeleteOutgoing(out.Account, out.Order), tx.PutContact(*c))
+		}
 		if err != nil {
 			return err
 		}

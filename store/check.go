@@ -178,7 +178,7 @@ func (s *Store) Deep(ctx context.Context) (DeepReport, error) {
 		s.note(Damage{Where: "tables", What: err.Error()})
 	}
 	err := s.View(func(tx *Tx) error {
-		for _, check := range []func(context.Context, *DeepReport) error{tx.deepRows, tx.deepTalks, tx.deepIndexes, tx.deepEvents} {
+		for _, check := range []func(context.Context, *DeepReport) error{tx.deepRows, tx.deepTalks, tx.deepIndexes, tx.deepSessions, tx.deepEvents} {
 			if err := check(ctx, &report); err != nil && !errors.Is(err, ErrDamaged) {
 				return err
 			}
@@ -260,6 +260,12 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tInviteName, func(_, plain []byte) []byte { return key(tInvite, plain) }),
 	)
+}
+
+// deepSessions puts the parts of every session together.
+func (tx *Tx) deepSessions(context.Context, *DeepReport) error {
+	_, err := tx.AllSessions()
+	return err
 }
 
 // deepEvents reads the event log from end to end.

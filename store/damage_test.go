@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 )
@@ -501,6 +503,10 @@ func TestARowThatChangedIsDamageWhenItIsRead(t *testing.T) {
 		{"a secret of an epoch that is gone", func(t *testing.T, s *Store) {
 			changeRow(t, s, key(tSecret, []byte("s")), func(b []byte) []byte { b[8] ^= 0x40; return b })
 		}, func(tx *Tx) error { _, err := tx.GetSecret("s"); return err }},
+		{"the tail of a session gone", dropRow(key(tSessionTail, sessionName(1))), func(tx *Tx) error { _, err := tx.Session(id16(1)); return err }},
+		{"the tail of a session of another age", func(t *testing.T, s *Store) {
+			update(t, s, func(tx *Tx) error { return tx.putRaw(key(tSessionTail, sessionName(1)), []byte("longer")) })
+		}, func(tx *Tx) error { _, err := tx.Session(id16(1)); return err }},
 		{"an event gone", dropRow(key(tEvent, u64(2))), func(tx *Tx) error { _, err := tx.EventsAfter(0, 0); return err }},
 		{"the newest event gone", dropRow(key(tEvent, u64(3))), func(tx *Tx) error { _, err := tx.EventsAfter(0, 0); return err }},
 	} {
@@ -514,7 +520,7 @@ func TestARowThatChangedIsDamageWhenItIsRead(t *testing.T) {
 						return err
 					}
 				}
-				return tx.PutSecret(SecretRow{Name: "s", Value: []byte("v")})
+				return errors.Join(tx.PutSecret(SecretRow{Name: "s", Value: []byte("v")}), tx.PutSession(testSession(1)))
 			})
 			c.change(t, s)
 			wantErr(t, s.View(c.read), ErrDamaged)
@@ -840,4 +846,71 @@ func TestASalvageGivesNoNumberTwiceWhenTheNewestCountersAreLost(t *testing.T) {
 		}
 		return errors.Join(err, err2)
 	})
+}
+
+// testSession is a session with a tail.
+func testSession(n int) Session {
+	return Session{ID: id16(n), Account: id32(n), State: []byte("state of a tail"), Tail: 4}
+}
+
+func sessionName(n int) []byte { row := testSession(n); return row.name() }
+
+func TestASalvageLeavesNothingThatStopsTheMessenger(t *testing.T) {
+	cfg := testConfig(t)
+	s := open(t, cfg)
+	update(t, s, func(tx *Tx) (err error) {
+		for n := 1; n <= 4; n++ {
+			err = errors.Join(err, tx.PutContact(Contact{Account: id32(n), Name: fmt.Sprint("c", n), Conv: id16(n)}),
+				tx.PutContactSecret(id32(n), []byte("s")), tx.PutPendingAdd(PendingAdd{ID: id16(n), Account: id32(n)}),
+				tx.PutSession(testSession(n)), tx.PutSkipped(id16(n), 1, 1, id32(9), time.Now()))
+			m := testMessage(id16(n), n)
+			m.Out, m.State = true, "queued"
+			err = errors.Join(err, tx.PutMessage(m), tx.PutOutgoing(&Outgoing{Account: id32(n), MsgID: m.ID, Talk: m.Conv, Row: m.Seq}))
+		}
+		return err
+	})
+	dropRow(key(tContact, id32b(1)))(t, s)
+	dropRow(messageKey(id16(2), 1))(t, s)
+	dropRow(key(tSession, sessionName(3)))(t, s)
+	update(t, s, func(tx *Tx) error { return tx.putRaw(key(tSessionTail, sessionName(4)), []byte("of another age")) })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	to := cfg
+	to.Dir = t.TempDir() + "/salvaged"
+	if _, err := Salvage(context.Background(), cfg.Dir, to); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, to)
+	if deep, err := s.Deep(context.Background()); err != nil || len(deep.Damage) > 0 {
+		t.Fatal(deep, err)
+	}
+	got := map[string]int{}
+	view(t, s, func(tx *Tx) error {
+		sessions, err := tx.AllSessions()
+		for _, row := range sessions {
+			if _, err := tx.Contact(row.Account); err != nil || string(row.State) != "state of a tail" {
+				t.Errorf("session %x: %q, %v", row.ID[:4], row.State, err)
+			}
+		}
+		adds, err2 := tx.PendingAdds()
+		accounts, err3 := tx.OutgoingAccounts()
+		for _, acct := range accounts {
+			waiting, err := tx.Outgoings(acct, 0)
+			for _, out := range waiting {
+				got["waiting"]++
+				if _, err := tx.Message(out.MsgID); out.Control != errors.Is(err, ErrNotFound) {
+					t.Errorf("entry for a message (%v) is control: %t", err, out.Control)
+				}
+			}
+			err3 = errors.Join(err3, err)
+		}
+		skipped, err4 := tx.count(key(tSkipped))
+		secrets, err5 := tx.count(key(tContactSecret))
+		got["sessions"], got["adds"], got["skipped"], got["secrets"] = len(sessions), len(adds), skipped, secrets
+		return errors.Join(err, err2, err3, err4, err5)
+	})
+	if want := map[string]int{"sessions": 1, "adds": 3, "waiting": 3, "skipped": 1, "secrets": 3}; !maps.Equal(got, want) {
+		t.Errorf("left are %v, want %v", got, want)
+	}
 }

@@ -319,7 +319,7 @@ func (e rawEntry) number() uint64 {
 // repair makes indexes, counts and the event log agree with the rows that are left.
 func (v *salvager) repair() error {
 	for _, fix := range []func(*Tx) error{
-		v.dropParts, v.giveUp, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions, v.countLosses,
+		v.dropParts, v.dropStrays, v.giveUp, v.recount, v.indexMessages, v.dropDangling, v.indexOthers, v.cutEvents, v.resetSessions, v.countLosses,
 	} {
 		if err := v.to.View(fix); err != nil {
 			return fmt.Errorf("store: salvage: %w", err)
@@ -358,7 +358,7 @@ func (v *salvager) queue(e rawEntry) error {
 	return nil
 }
 
-// dropParts removes what belongs to a row that is gone: states without their message, halves of sessions.
+// dropParts removes what belongs to a row that is gone: states without their message, halves of sessions, also of another age.
 func (v *salvager) dropParts(tx *Tx) error {
 	without := func(part, of table) error {
 		return v.dropIf(tx, part, func(k []byte) bool {
@@ -366,7 +366,72 @@ func (v *salvager) dropParts(tx *Tx) error {
 			return errors.Is(err, ErrNotFound)
 		})
 	}
-	return errors.Join(without(tStatus, tMessage), without(tSession, tSessionTail), without(tSessionTail, tSession))
+	return errors.Join(without(tStatus, tMessage), without(tSession, tSessionTail), without(tSessionTail, tSession),
+		tx.iterate(scan{prefix: key(tSession)}, func(k, plain []byte) (bool, error) {
+			var row Session
+			if err := decode(plain, &row); err != nil {
+				return false, err
+			}
+			tail := key(tSessionTail, k[1:])
+			if b, err := tx.getRaw(tail); err != nil || len(b) == row.Tail {
+				return true, ignoreMissing(err)
+			}
+			return true, errors.Join(v.drop(k), v.drop(tail))
+		}))
+}
+
+func ignoreMissing(err error) error {
+	_, err = found(err)
+	return err
+}
+
+// dropStrays removes what nobody can use without a row that is gone: what is of a contact, and keys of a session. An entry of the outbox whose
+// message is gone still goes out, as one of which the person here knows nothing.
+func (v *salvager) dropStrays(tx *Tx) error {
+	known := map[[32]byte]bool{}
+	contacts, err := tx.Contacts()
+	if err != nil {
+		return err
+	}
+	for _, c := range contacts {
+		known[c.Account] = true
+	}
+	stray := func(k []byte) bool { return !known[[32]byte(k[1:33])] }
+	live := map[[16]byte]bool{}
+	err = tx.iterate(scan{prefix: key(tSession), keysOnly: true}, func(k, _ []byte) (bool, error) {
+		live[[16]byte(k[len(k)-16:])] = !stray(k)
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		v.dropIf(tx, tSkipped, func(k []byte) bool { return !live[[16]byte(k[1:17])] }),
+		v.dropIf(tx, tSession, stray), v.dropIf(tx, tSessionTail, stray), v.dropIf(tx, tContactSecret, stray),
+		tx.iterate(scan{prefix: key(tPendingAdd)}, func(k, plain []byte) (bool, error) {
+			var row PendingAdd
+			if err := decode(plain, &row); err != nil {
+				return false, err
+			}
+			if known[row.Account] {
+				return true, nil
+			}
+			return true, v.drop(k)
+		}),
+		tx.iterate(scan{prefix: key(tOutgoing)}, func(k, plain []byte) (bool, error) {
+			if stray(k) {
+				return true, v.drop(k)
+			}
+			out, err := tx.readOutgoing(k, plain)
+			if err != nil || out.Control {
+				return err == nil, err
+			}
+			if _, err := tx.getRaw(messageKey(out.Talk, out.Row)); !errors.Is(err, ErrNotFound) {
+				return true, err
+			}
+			out.Control = true
+			return true, v.set(k, out)
+		}))
 }
 
 // States of a message that waits to go out, and of one that will not: the messenger's words.
