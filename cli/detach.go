@@ -130,5 +130,8 @@ func childError(err error, out io.ReaderAt) error {
 	if errors.As(err, &status) && status.ExitCode() > 0 {
 		exit = status.ExitCode()
 	}
+	if words == "" { // a full disk takes no last words either
+		words, hint = fmt.Sprintf("it ended without a word (%v)", err), "Look at this home: sotto doctor"
+	}
 	return control.Errorf(exit, "node_not_started", strings.TrimSpace(hint), "the node did not start: %s", strings.TrimSpace(words))
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"time"
@@ -152,7 +153,15 @@ func (a *app) launch(ctx context.Context, cfg daemon.Config, opt daemon.Options)
 		stop()
 		return nil, errors.Join(err, <-l.done)
 	}
+	a.warnOfDamage(ctx, l.Client)
 	return l, nil
+}
+
+// warnOfDamage says, also with -q, that a damaged store is read: of that the rest looks like all there ever was.
+func (a *app) warnOfDamage(ctx context.Context, c *control.Client) {
+	if st, err := c.Status(ctx); err == nil && st.Store.State == "damaged" {
+		_, _ = fmt.Fprintln(a.env.Stderr, a.sameHome("! the database is damaged: what is shown may not be all there was   → fix: Save what can be read into a new home: sotto doctor --salvage NEW-DIRECTORY"))
+	}
 }
 
 // log is the home's log file, and the terminal too with -v.

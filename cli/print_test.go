@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"strconv"
 	"strings"
@@ -109,5 +110,12 @@ func TestEveryCommandExplainsItself(t *testing.T) {
 				t.Errorf("%s has no summary", sub.CommandPath())
 			}
 		}
+	}
+}
+
+func TestANodeThatEndsWithoutAWordIsToldOf(t *testing.T) {
+	err := childError(errors.New("exit status 2"), strings.NewReader(""))
+	if e := (*control.Error)(nil); !errors.As(err, &e) || !strings.Contains(e.Message, "exit status 2") || e.Hint == "" {
+		t.Errorf("%+v", err)
 	}
 }
