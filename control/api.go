@@ -19,6 +19,7 @@ const (
 	MaxStreams = 64
 	MaxConns   = 256
 	MaxWait    = 24 * time.Hour
+	MinInvite  = 60 // seconds
 )
 
 // States of a message, in the order in which they can follow one another. There are no others.
@@ -281,7 +282,7 @@ type (
 	InviteParams struct {
 		Reusable       bool  `json:"reusable,omitempty" jsonschema:"any number of people may use it"`
 		Uses           int   `json:"uses,omitempty" jsonschema:"so many people may use it; 1 unless given"`
-		ExpiresSeconds int64 `json:"expires_s,omitempty" jsonschema:"24 hours unless given"`
+		ExpiresSeconds int64 `json:"expires_s,omitempty" jsonschema:"24 hours unless given; at least 60"`
 	}
 	// AddParams follows an invitation.
 	AddParams struct {

@@ -128,6 +128,8 @@ func (b Messenger) Invite(ctx context.Context, p InviteParams) (Invite, error) {
 		return Invite{}, Errorf(ExitUsage, "bad_uses", "Use 1 to 10000, or --reusable.", "an invite cannot have %d uses", p.Uses)
 	case p.ExpiresSeconds < 0:
 		return Invite{}, Errorf(ExitUsage, "bad_expiry", "Give a time such as 24h or 7d.", "an invite cannot expire before it is made")
+	case p.ExpiresSeconds > 0 && p.ExpiresSeconds < MinInvite:
+		return Invite{}, Errorf(ExitUsage, "bad_expiry", "Give a time such as 10m, 24h or 7d.", "an invite lives at least %d seconds: it must be made known, sent and followed", MinInvite)
 	}
 	req := messenger.InviteRequest{Reusable: p.Reusable, Uses: p.Uses, Expires: time.Duration(p.ExpiresSeconds) * time.Second}
 	if b.Hints != nil {
