@@ -308,7 +308,25 @@ func (s *Server) send(ctx context.Context, p SendParams) (Message, error) {
 			return Message{}, Errorf(ExitUnverified, "not_verified", "Compare with them: sotto verify "+c.Name, "%s is not verified; nothing was sent", c.Name)
 		}
 	}
-	return s.core.Send(ctx, p)
+	m, err := s.core.Send(ctx, p)
+	if err == nil && p.Key != "" {
+		err = s.sameWish(ctx, p, m)
+	}
+	return m, err
+}
+
+// sameWish refuses a key that was used for another message: the answer would look as if this one was sent.
+func (s *Server) sameWish(ctx context.Context, p SendParams, m Message) error {
+	other := "text"
+	if m.Text == p.Text {
+		to, err := s.core.Contact(ctx, p.To)
+		if err != nil || to.Name == m.Conv.Name {
+			return nil // one who was renamed or removed since was written to all the same
+		}
+		other = "contact"
+	}
+	return Errorf(ExitUsage, "key_used", "Choose another key for a new message. What the key sent is shown by: sotto trace "+m.ID,
+		"the key was used for another %s, in message %s; nothing was sent", other, m.ID)
 }
 
 func (s *Server) list(ctx context.Context, p ListParams) (MessageList, error) {
