@@ -77,7 +77,7 @@ func (a *app) doctor(ctx context.Context, f doctorFlags) error {
 }
 
 func (a *app) doctorOptions(home daemon.Home) daemon.Options {
-	return daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock}
+	return daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock, Patience: a.patience()}
 }
 
 // printFinding prints a line at once: a deep check takes a while.

@@ -62,6 +62,24 @@ func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error
 	}
 }
 
+// leastPatience is what a node on a busy machine may need for its greeting, whatever --timeout says.
+const leastPatience = 500 * time.Millisecond
+
+// patience is how long a running node may take to answer at all; 0 leaves it to control.Connect.
+func (a *app) patience() time.Duration {
+	if a.timeout == 0 {
+		return 0
+	}
+	return max(a.timeout, leastPatience)
+}
+
+// dial reaches a node that runs.
+func (a *app) dial(ctx context.Context, socket string) (*control.Client, error) {
+	ctx, cancel := within(ctx, a.patience())
+	defer cancel()
+	return control.Connect(ctx, socket)
+}
+
 // connect reaches the node, or starts one if the command may; whoever loses the race for the home joins the winner.
 func (a *app) connect(ctx context.Context, want need) (*link, error) {
 	home, err := a.place()
@@ -71,7 +89,7 @@ func (a *app) connect(ctx context.Context, want need) (*link, error) {
 	joining, cancel := context.WithTimeout(ctx, joinFor)
 	defer cancel()
 	for {
-		c, err := control.Connect(ctx, home.Socket)
+		c, err := a.dial(ctx, home.Socket)
 		switch {
 		case err == nil && (want != needNetwork || c.Online()):
 			a.checkVersion(c)

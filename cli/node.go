@@ -14,8 +14,10 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "status", Short: "Show how the running node does", Args: exactly(),
 		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd.Context(), needRunning, func(l *link) error {
-				st, err := l.Status(cmd.Context())
+			ctx, cancel := within(cmd.Context(), a.timeout)
+			defer cancel()
+			return a.with(ctx, needRunning, func(l *link) error {
+				st, err := l.Status(ctx)
 				if err != nil {
 					return err
 				}

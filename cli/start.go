@@ -208,12 +208,16 @@ func (a *app) up(ctx context.Context, detach bool) error {
 	if err != nil {
 		return err
 	}
-	if c, err := control.Connect(ctx, home.Socket); err == nil {
+	c, err := a.dial(ctx, home.Socket)
+	switch {
+	case err == nil:
 		online := c.Online()
 		c.Close()
 		if online {
 			return control.Errorf(control.ExitFailed, "already_running", "See: sotto status", "the node of %s runs already", home.Data)
 		}
+	case errors.Is(err, &control.Error{Code: "node_silent"}):
+		return err // it has the home, and will not give it back
 	}
 	cfg, err := daemon.LoadConfig(home.Config)
 	if err != nil {

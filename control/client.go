@@ -26,6 +26,7 @@ type Client struct {
 	http *http.Client
 	node hello
 	ids  atomic.Uint64
+	pid  atomic.Int64 // who takes our connections, 0 where the kernel does not say
 }
 
 // Connect reaches the node at the socket and learns its version, or returns ErrNoNode when there is none.
@@ -33,12 +34,12 @@ func Connect(ctx context.Context, path string) (*Client, error) {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, ErrNoNode
 	}
-	transport := &http.Transport{
-		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
+	c := &Client{path: path}
+	c.http = &http.Client{Transport: &http.Transport{
+		DialContext:        func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableCompression: true,
 		MaxIdleConns:       4,
-	}
-	c := &Client{path: path, http: &http.Client{Transport: transport}}
+	}}
 	if err := c.greet(ctx); err != nil {
 		c.Close()
 		return nil, err
@@ -46,9 +47,17 @@ func Connect(ctx context.Context, path string) (*Client, error) {
 	return c, nil
 }
 
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := dial(ctx, c.path)
+	if to, ok := conn.(*net.UnixConn); ok && err == nil {
+		c.pid.Store(int64(peerPID(to)))
+	}
+	return conn, err
+}
+
 // greet learns who answers; a process that takes connections and says nothing is as good as none.
 func (c *Client) greet(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, greetTimeout, errSilent)
+	ctx, cancel := context.WithTimeout(ctx, greetTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://sotto/v1/version", nil)
 	if err != nil {
@@ -57,8 +66,8 @@ func (c *Client) greet(ctx context.Context) error {
 	resp, err := c.do(req)
 	if err != nil {
 		switch {
-		case errors.Is(context.Cause(ctx), errSilent):
-			return errSilent
+		case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, &Error{Code: "timeout"}): // a socket's deadline may strike before its context's
+			return c.silent()
 		case errors.Is(err, &Error{Code: "node_gone"}):
 			return ErrNoNode // it ended just now
 		}
@@ -73,7 +82,15 @@ func (c *Client) greet(ctx context.Context) error {
 
 const greetTimeout = 5 * time.Second
 
-var errSilent = &Error{Code: "node_silent", Message: "the node takes connections but does not answer", Hint: "End its process and start it again: sotto up", Exit: ExitNoNode}
+// silent is what a node that was stopped, or hangs, looks like.
+func (c *Client) silent() error {
+	pid := c.pid.Load()
+	if pid == 0 {
+		return Errorf(ExitNoNode, "node_silent", "End its process and start it again: sotto up", "the node takes connections but does not answer")
+	}
+	return Errorf(ExitNoNode, "node_silent", fmt.Sprintf("If it is only halted, wake it with kill -CONT %d; else end it with kill -9 %d and start it again: sotto up", pid, pid),
+		"the node (process %d) takes connections but does not answer", pid)
+}
 
 func noNode(path string, err error) error {
 	switch {

@@ -67,7 +67,7 @@ func asError(err error) *Error {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, context.DeadlineExceeded):
-		return &Error{Code: "timeout", Message: "no answer in time: " + err.Error(), Hint: "Try again, or give more time with --timeout.", Exit: ExitNotInTime}
+		return &Error{Code: "timeout", Message: "no answer in time", Hint: "Try again, or give more time with --timeout.", Exit: ExitNotInTime}
 	case errors.Is(err, context.Canceled):
 		return &Error{Code: "interrupted", Message: "interrupted before it was done", Hint: "Nothing is lost; run it again.", Exit: ExitInterrupted}
 	case errors.As(err, &h):

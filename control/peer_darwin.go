@@ -31,6 +31,20 @@ func checkPeer(c *net.UnixConn) error {
 	return nil
 }
 
+// peerPID is the process at the other end, 0 when the kernel does not say.
+func peerPID(c *net.UnixConn) (pid int) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if got, err := unix.GetsockoptInt(int(fd), unix.SOL_LOCAL, unix.LOCAL_PEERPID); err == nil {
+			pid = got
+		}
+	})
+	return pid
+}
+
 func ownedByUs(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(st.Uid) == os.Geteuid()

@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -40,6 +41,8 @@ type Options struct {
 	Notify  bool   // tell systemd
 	Clock   clock.Clock
 	Fault   *fault.Points
+
+	Patience time.Duration // how long a running node may take to answer Examine; 0 is what control.Connect gives it
 }
 
 // Create is a first run: what friends see, and how the key file is locked.

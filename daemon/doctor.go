@@ -175,8 +175,18 @@ func (d *doctor) key() *identity.KeyFile {
 	return keys
 }
 
+// patient bounds what a running node is asked.
+func (d *doctor) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d.opt.Patience == 0 {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, d.opt.Patience)
+}
+
 // node connects to a node that runs.
 func (d *doctor) node(ctx context.Context) *control.Client {
+	ctx, cancel := d.patient(ctx)
+	defer cancel()
 	c, err := control.Connect(ctx, d.opt.Home.Socket)
 	switch {
 	case err == nil && c.NodeVersion() != d.opt.Version:
@@ -256,6 +266,8 @@ const salvageFix = "Save what can be read into a new home: sotto doctor --salvag
 
 // askNode lets the node that has the store tell about it.
 func (d *doctor) askNode(ctx context.Context, c *control.Client) {
+	ctx, cancel := d.patient(ctx)
+	defer cancel()
 	st, err := c.Status(ctx)
 	if err != nil {
 		d.wrong("store", err)
