@@ -219,6 +219,9 @@ func (a *app) verify(ctx context.Context, l *link, name string, same, differ boo
 	return a.result(v, func(w io.Writer) {
 		if set {
 			a.say("%s: %s", line(v.Name), verifiedWord(v.State))
+			if !same {
+				a.say("If the two differ, somebody may sit between you. Write nothing more there: sotto contacts block %s   then meet again by an invite: sotto invite", shellWord(v.Name))
+			}
 			return
 		}
 		a.printVerification(w, v)

@@ -89,8 +89,9 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 		}
 		switch {
 		case wait != "":
-			if m, err = l.Wait(ctx, m.ID, wait, a.timeout); err != nil {
-				return err
+			id := m.ID
+			if m, err = l.Wait(ctx, id, wait, a.timeout); err != nil {
+				return a.lateHere(ctx, l, id, err)
 			}
 		case l.own:
 			if m, err = a.handOver(ctx, l, m); err != nil {
@@ -107,12 +108,30 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 	})
 }
 
-// sayDoubt tells what makes it doubtful that a queued message will ever arrive.
+// lateHere gives the advice for a message that waits in a home whose node ends with this command.
+func (a *app) lateHere(ctx context.Context, l *link, id string, err error) error {
+	var e *control.Error
+	if !l.own || !asControl(err, &e) || e.Code != "not_in_time" {
+		return err
+	}
+	if m, lost := control.Call[control.Message](ctx, l.Client, "message.get", control.IDParams{ID: id}); lost != nil || m.State != control.StateQueued {
+		return err
+	}
+	late := *e
+	late.Hint = "It stays queued and goes out while sotto runs: sotto up"
+	return &late
+}
+
+// sayDoubt tells what makes it doubtful that a message went to whom it was meant for, or that a queued one will ever arrive.
 func (a *app) sayDoubt(ctx context.Context, l *link, m control.Message) {
-	if m.State != control.StateQueued {
+	c, err := l.Contact(ctx, m.Conv.Name)
+	if err != nil {
 		return
 	}
-	if c, err := l.Contact(ctx, m.Conv.Name); err == nil && c.Warning != "" {
+	if c.Verified == "changed" {
+		a.say("! %s: %s. Somebody else may read what you write there: sotto verify %s", line(c.Name), verifiedWord(c.Verified), shellWord(c.Name))
+	}
+	if c.Warning != "" && (c.Verified == "changed" || m.State == control.StateQueued) {
 		a.say("! %s: %s", line(c.Name), line(c.Warning))
 	}
 }

@@ -258,7 +258,7 @@ func (s *Server) wait(ctx context.Context, p WaitParams) (Message, error) {
 // goesOn says what becomes of a message that has not come as far as was asked.
 func goesOn(m Message) string {
 	if m.State == StateDelivered {
-		return "It is on their disk. Whether they tell that they read it is their choice: sotto set read-marks on"
+		return "It is on their disk. Whether they tell what they have read is their choice, and off unless they turned it on at their side (read-marks)."
 	}
 	return "It stays queued and goes out while sotto runs: sotto trace " + m.ID
 }
