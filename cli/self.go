@@ -172,21 +172,32 @@ func (a *app) newLock(home daemon.Home, file string, keyring, unencrypted bool) 
 }
 
 func (a *app) configCommand() *cobra.Command {
-	c := &cobra.Command{Use: "config", Short: "Show where files are and what the config says", RunE: a.run(a.showConfig)}
+	c := &cobra.Command{Use: "config", Short: "Show where files are and what the config says", RunE: a.run(func(*cobra.Command, []string) error { return a.showConfig(false) })}
+	var defaults bool
+	show := &cobra.Command{Use: "show", Short: "Show the config in force, with all keys", Args: exactly(),
+		RunE: a.run(func(*cobra.Command, []string) error { return a.showConfig(defaults) })}
+	show.Flags().BoolVar(&defaults, "defaults", false, "show what holds where config.toml says nothing, without reading it")
 	c.AddCommand(
 		&cobra.Command{Use: "path", Short: "Show where everything is", Args: exactly(), RunE: a.run(a.showPaths)},
-		&cobra.Command{Use: "show", Short: "Show the config in force, with all keys", Args: exactly(), RunE: a.run(a.showConfig)},
+		show,
 		&cobra.Command{Use: "check", Short: "Check config.toml", Args: exactly(), RunE: a.run(func(*cobra.Command, []string) error {
 			home, err := a.place()
 			if err != nil {
 				return err
 			}
-			if _, err := daemon.LoadConfig(home.Config); err != nil {
+			cfg, err := daemon.LoadConfig(home.Config)
+			if err != nil {
 				return err
 			}
 			_, err = os.Stat(home.Config)
-			exists := err == nil
-			return a.result(map[string]any{"file": home.Config, "exists": exists, "ok": true}, func(io.Writer) {
+			exists, doubts := err == nil, cfg.Doubts()
+			return a.result(map[string]any{"file": home.Config, "exists": exists, "ok": true, "warnings": append([]control.Warning{}, doubts...)}, func(io.Writer) {
+				for _, w := range doubts {
+					a.say("! %s → %s", line(w.Text), line(w.Fix))
+				}
+				if len(doubts) > 0 {
+					return
+				}
 				if exists {
 					a.say("%s is fine", home.Config)
 					return
@@ -215,14 +226,16 @@ func (a *app) showPaths(*cobra.Command, []string) error {
 	})
 }
 
-func (a *app) showConfig(*cobra.Command, []string) error {
+func (a *app) showConfig(defaults bool) error {
 	home, err := a.place()
 	if err != nil {
 		return err
 	}
-	cfg, err := daemon.LoadConfig(home.Config)
-	if err != nil {
-		return err
+	cfg := daemon.DefaultConfig()
+	if !defaults {
+		if cfg, err = daemon.LoadConfig(home.Config); err != nil {
+			return err
+		}
 	}
 	return a.result(cfg.Tree(), func(w io.Writer) { _, _ = io.WriteString(w, cfg.String()) })
 }

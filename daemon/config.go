@@ -16,6 +16,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"sotto/control"
 )
@@ -147,9 +148,9 @@ func ParseConfig(path, text string) (Config, error) {
 	if err != nil {
 		var bad toml.ParseError
 		if errors.As(err, &bad) {
-			return cfg, configError(path, "Correct the line; all keys are shown by: sotto config show", "line %d: %s", bad.Position.Line, strings.TrimSuffix(bad.Message, " for int64"))
+			return cfg, configError(path, "Correct the line; all keys are shown by: sotto config show --defaults", "line %d: %s", bad.Position.Line, strings.TrimSuffix(bad.Message, " for int64"))
 		}
-		return cfg, configError(path, "Correct the value; all keys are shown by: sotto config show", "%s", complaint(err))
+		return cfg, configError(path, "Correct the value; all keys are shown by: sotto config show --defaults", "%s", complaint(err))
 	}
 	if unknown := meta.Undecoded(); len(unknown) > 0 {
 		return cfg, unknownKey(path, unknown[0].String())
@@ -208,7 +209,7 @@ func wanted(key string) string {
 }
 
 func unknownKey(path, key string) error {
-	hint := "All keys are shown by: sotto config show"
+	hint := "All keys are shown by: sotto config show --defaults"
 	if near := Nearest(key, Keys()); near != "" {
 		hint = "Did you mean " + near + "?"
 	}
@@ -274,6 +275,26 @@ func (c Config) check(path string) error {
 		}
 	}
 	return nil
+}
+
+// Doubts are settings that may be meant, and will hardly do what was meant.
+func (c Config) Doubts() []control.Warning {
+	if c.Network.AllowPrivate {
+		return nil
+	}
+	var out []control.Warning
+	for _, list := range []struct {
+		name  string
+		addrs []string
+	}{{"bootstrap", c.Network.Bootstrap}, {"relays", c.Network.Relays}} {
+		for _, addr := range list.addrs {
+			if a, err := ma.NewMultiaddr(addr); err == nil && manet.IsPrivateAddr(a) || err == nil && manet.IsIPLoopback(a) {
+				out = append(out, control.Warning{Text: fmt.Sprintf("network.%s: %s is a private address, which does not work while allow_private is off", list.name, addr),
+					Fix: "write allow_private = true under [network], if this is a closed network"})
+			}
+		}
+	}
+	return out
 }
 
 // CheckAddr refuses what is not the address of one certain peer.

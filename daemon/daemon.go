@@ -176,7 +176,7 @@ func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *iden
 	}
 	core := control.Messenger{Messenger: m, Store: st}
 	api := control.Config{Version: opt.Version, Profile: opt.Home.Profile, Data: opt.Home.Data, Stop: stop, Clock: opt.Clock, Log: opt.Log}
-	away := &outage{named: len(cfg.Network.Bootstrap)}
+	away := &outage{named: len(cfg.Network.Bootstrap), relayOnly: cfg.Network.RelayOnly, doubts: cfg.Doubts()}
 	var n *node.Node
 	if !opt.Offline {
 		if n, err = openNode(cfg, opt, m); err != nil {
@@ -194,7 +194,12 @@ func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *iden
 	if n != nil {
 		g.Go(func() error { return n.Run(ctx) })
 		g.Go(func() error { return m.Run(ctx, n) })
-		g.Go(func() error { return away.watch(ctx, opt.Clock, opt.Log, func() bool { return n.Status().Online }) })
+		g.Go(func() error {
+			return away.watch(ctx, opt.Clock, opt.Log, func() bool { return n.Status().Online }, func() bool {
+				st := n.Status()
+				return len(st.Inner)+len(st.Front) > 0
+			})
+		})
 	}
 	g.Go(func() error {
 		defer stop() // the door is shut: nobody could reach or stop the rest

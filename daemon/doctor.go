@@ -93,7 +93,13 @@ func (d *doctor) config() {
 		d.say("config", FindingOK, "", "there is no %s: the defaults hold", path)
 		return
 	}
-	d.say("config", FindingOK, "", "%s", path)
+	doubts := cfg.Doubts()
+	for _, w := range doubts {
+		d.say("config", FindingWarning, w.Fix, "%s", w.Text)
+	}
+	if len(doubts) == 0 {
+		d.say("config", FindingOK, "", "%s", path)
+	}
 }
 
 // home looks at the directories. Without an identity there is nothing more to look at.

@@ -20,7 +20,7 @@ func TestVolunteersThatDoNotAnswerAreToldOfUntilOneDoes(t *testing.T) {
 		var online atomic.Bool
 		away, done := &outage{named: 2}, make(chan error, 1)
 		go func() {
-			done <- away.watch(ctx, clock.System{}, slog.New(slog.NewTextHandler(&said, nil)), online.Load)
+			done <- away.watch(ctx, clock.System{}, slog.New(slog.NewTextHandler(&said, nil)), online.Load, nil)
 		}()
 		for _, step := range []struct {
 			online bool
@@ -46,7 +46,35 @@ func TestVolunteersThatDoNotAnswerAreToldOfUntilOneDoes(t *testing.T) {
 
 func TestAHomeWithoutAVolunteerIsNotWarnedOfOne(t *testing.T) {
 	away := &outage{}
-	if err := away.watch(t.Context(), clock.System{}, slog.New(slog.DiscardHandler), nil); err != nil || len(away.warnings()) > 0 {
+	if err := away.watch(t.Context(), clock.System{}, slog.New(slog.DiscardHandler), nil, nil); err != nil || len(away.warnings()) > 0 {
 		t.Errorf("%v, %v", away.warnings(), err)
 	}
+}
+
+func TestANodeThatShowsOnlyRelaysSaysWhenItHasNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		var reachable atomic.Bool
+		cfg := DefaultConfig()
+		cfg.Network.Bootstrap = []string{"/ip4/10.0.0.7/udp/4002/quic-v1/p2p/12D3KooWEB8XKQ5hY6rsjTbBNKxTBzr7gKyNqGBsQg3bdyvM7bE7"}
+		away, done := &outage{named: 1, relayOnly: true, doubts: cfg.Doubts()}, make(chan error, 1)
+		go func() {
+			done <- away.watch(ctx, clock.System{}, slog.New(slog.DiscardHandler), func() bool { return true }, reachable.Load)
+		}()
+		time.Sleep(patience + lookEvery) // virtual
+		synctest.Wait()
+		if got := away.warnings(); len(got) != 2 || !strings.Contains(got[0].Text, "nobody can reach") || !strings.Contains(got[1].Fix, "allow_private = true") {
+			t.Errorf("%+v", got)
+		}
+		reachable.Store(true)
+		time.Sleep(lookEvery)
+		synctest.Wait()
+		if got := away.warnings(); len(got) != 0 {
+			t.Errorf("%+v", got)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 }
