@@ -215,10 +215,8 @@ func (a *app) configCheckCommand() *cobra.Command {
 		}
 		running := a.running()
 		if !running {
-			for _, p := range []int{c.Port, c.DHTPort} {
-				if err := portFree(p); err != nil {
-					return failed(exitFailed, "port", "Choose others with port and dht_port in "+filepath.Join(a.home, configName), err)
-				}
+			if err := c.portsFree(); err != nil {
+				return failed(exitFailed, "port", "Choose others with port and dht_port in "+filepath.Join(a.home, configName), err)
 			}
 		}
 		return a.print(map[string]any{"ok": true, "home": a.home, "running": running, "config": c},
@@ -226,17 +224,41 @@ func (a *app) configCheckCommand() *cobra.Command {
 	}}
 }
 
+// portsFree names the first port that somebody has. The hosts alone would not tell: TCP ports can be shared with whoever
+// shares theirs, and a host that got one transport of two is content.
+func (c Config) portsFree() error {
+	for _, port := range []int{c.Port, c.DHTPort} {
+		if port == 0 {
+			continue // any: nothing to be in the way of
+		}
+		for _, ip := range c.listenIPs() {
+			if err := portFree(ip, port); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// listenIPs are the addresses to listen on, "" for all.
+func (c Config) listenIPs() []string {
+	if len(c.Listen) == 0 {
+		return []string{""}
+	}
+	return c.Listen
+}
+
 // portFree tries both transports.
-func portFree(port int) error {
-	at := net.JoinHostPort("", strconv.Itoa(port))
+func portFree(ip string, port int) error {
+	at := net.JoinHostPort(ip, strconv.Itoa(port))
 	t, err := net.Listen("tcp", at)
 	if err != nil {
-		return fmt.Errorf("TCP port %d: %w", port, err)
+		return fmt.Errorf("TCP port %d cannot be had: %w", port, err)
 	}
 	_ = t.Close()
 	u, err := net.ListenPacket("udp", at)
 	if err != nil {
-		return fmt.Errorf("UDP port %d: %w", port, err)
+		return fmt.Errorf("UDP port %d cannot be had: %w", port, err)
 	}
 	return u.Close()
 }

@@ -104,7 +104,7 @@ func TestServeSaysWhatToHandOutAndStatusAnswersMeanwhile(t *testing.T) {
 	if code, got, _ = run(t, context.Background(), "status", "--home", home); code != 0 || !strings.Contains(got, s.Bootstrap[0]) {
 		t.Errorf("status in words: %d, %s", code, got)
 	}
-	if code, _, e := run(t, context.Background(), "serve", "--home", home); code != exitRefused || !strings.Contains(e, "already") {
+	if code, _, e := run(t, context.Background(), "serve", "--home", home); code != exitRefused || !strings.Contains(e, "already") || !strings.Contains(e, "status --home "+home) {
 		t.Errorf("a second serve on one home: %d, %s", code, e)
 	}
 	if code, got, e := run(t, context.Background(), "config", "check", "--home", home); code != 0 || !strings.Contains(got, "ok") {
@@ -253,6 +253,38 @@ func TestATakenPortIsNamed(t *testing.T) {
 	}
 	if code, _, e := run(t, context.Background(), "config", "check", "--home", home); code != exitFailed || !strings.Contains(e, port) {
 		t.Errorf("config check: %d, %s", code, e)
+	}
+}
+
+func TestASecondVolunteerOnUsedPortsFailsAndNamesThem(t *testing.T) {
+	port, other := freePort(t), freePort(t)
+	_, _, _ = serve(t, homeDir(t), "--port", freePort(t), "--dht-port", port)
+	args := []string{"serve", "--home", homeDir(t), "--port", other, "--dht-port", port, "--allow-private"}
+	for _, where := range [][]string{nil, {"--listen", "127.0.0.1"}} {
+		code, o, e := run(t, context.Background(), append(args, where...)...)
+		if code != exitFailed || o != "" || !strings.Contains(e, "TCP port "+port) {
+			t.Errorf("%v: %d, %s%s", where, code, o, e)
+		}
+	}
+	u, err := net.ListenPacket("udp", "127.0.0.1:"+other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	code, _, e := run(t, context.Background(), "serve", "--home", homeDir(t), "--port", other, "--dht-port", "0", "--listen", "127.0.0.1", "--allow-private")
+	if code != exitFailed || !strings.Contains(e, "UDP port "+other) {
+		t.Errorf("a UDP port that is taken: %d, %s", code, e)
+	}
+}
+
+func TestAnAnnouncedAddressThatIsNotPublicIsSaidToBeNone(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var o, e out
+	code := Main(ctx, []string{"serve", "--home", homeDir(t), "--port", freePort(t), "--dht-port", freePort(t), "--listen", "127.0.0.1", "--announce", "192.0.2.2"},
+		Env{Stdout: &o, Stderr: &e, Getenv: func(string) string { return "" }, Serving: func(node.VolunteerStatus) { cancel() }})
+	if code != exitDone || !strings.Contains(e.String(), "announce 192.0.2.2: this is not a public address") || strings.Contains(e.String(), "Name one with") {
+		t.Errorf("%d: %s", code, e.String())
 	}
 }
 

@@ -42,11 +42,14 @@ func (a *app) serveCommand() *cobra.Command {
 // serve: keys, then the volunteer, then the status socket, then one line that says so; then until ctx ends.
 func (a *app) serve(ctx context.Context, c Config) error {
 	if a.running() {
-		return failed(exitRefused, "running", "See: sotto-mailbox status", fmt.Errorf("a volunteer runs in %s already", a.home))
+		return failed(exitRefused, "running", "See: sotto-mailbox status --home "+a.home, fmt.Errorf("a volunteer runs in %s already", a.home))
 	}
 	k, err := openKeys(a.home, rand.Reader)
 	if err != nil {
 		return failed(exitFailed, "keys", "Keys are files of mode 0600 in "+a.home, err)
+	}
+	if err := c.portsFree(); err != nil {
+		return failed(exitFailed, "port", "End who has it, perhaps another volunteer, or choose others with --port and --dht-port.", err)
 	}
 	v, err := node.NewVolunteer(node.VolunteerConfig{
 		ServiceKey: k.service, DHTKey: k.dht, Network: c.Network,
@@ -97,7 +100,12 @@ func (a *app) announce(s node.VolunteerStatus, c Config) error {
 	if len(best) == 0 {
 		return errors.New("no address to announce: name one with --announce")
 	}
-	if !c.AllowPrivate && !public(best[0]) {
+	for _, name := range c.Announce {
+		if host, err := hostPart(name); err == nil && !c.AllowPrivate && strings.HasPrefix(host, "/ip") && !public(host) {
+			_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: announce %s: this is not a public address, and people elsewhere cannot reach it.\n", name)
+		}
+	}
+	if !c.AllowPrivate && !public(best[0]) && len(c.Announce) == 0 {
 		_, _ = fmt.Fprintln(a.env.Stderr, "sotto-mailbox: no public address found: people elsewhere cannot reach this machine.\nName one with --announce ADDRESS, or serve a closed network with --allow-private.")
 	}
 	err := a.print(map[string]any{"event": "serving", "bootstrap": best, "service": s.Service},
