@@ -20,7 +20,8 @@ func (a *app) chatCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "chat [NAME]", Short: "Write and read line by line",
 		Long: "Each line you type is a message to the chat that the prompt names; what arrives is printed as it comes. Append-only lines without\n" +
-			"redrawing, for every terminal and screen reader.\n\n" + chatHelp,
+			"redrawing, for every terminal and screen reader. Into a pipe it prints the same, with local times: programs are better served by\n" +
+			"sotto watch and sotto read.\n\n" + chatHelp,
 		Args: atMost("NAME"), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
 			name := ""
@@ -65,8 +66,10 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 		return err
 	}
 	in, err := cancelreader.NewReader(a.env.Stdin)
-	if err != nil {
-		return fmt.Errorf("read from the terminal: %w", err)
+	if err != nil { // a file, or nothing: what the kernel cannot wait for does not make anybody wait
+		if in, err = cancelreader.NewReader(struct{ io.Reader }{a.env.Stdin}); err != nil {
+			return fmt.Errorf("read what is typed: %w", err)
+		}
 	}
 	defer func() { _ = in.Close() }()
 	whole := ctx

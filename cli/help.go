@@ -28,7 +28,7 @@ func topics() map[string]string {
 const helpFormatting = `Output
 
 People get short tables and local times. Programs, that is whatever reads from a pipe, get tab-separated columns without
-headings and times in UTC (RFC 3339). Results go to stdout, everything else to stderr; -q leaves out all but results and errors.
+headings and times in UTC (RFC 3339); only chat prints the same for both. Results go to stdout, everything else to stderr; -q leaves out all but results and errors.
 
 --json prints one object, or one per line for streams and lists of messages. Fields are only added, never renamed. Characters
 that could harm a terminal are written as \u escapes, which is the same JSON. Errors are one object on stderr:

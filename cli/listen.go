@@ -35,7 +35,8 @@ func (a *app) watchCommand() *cobra.Command {
 		Use: "watch [NAME]", Short: "Print messages as they arrive",
 		Long: "Prints what others send from now on, until it is stopped or, if that was given, --timeout is over (exit 0). With --cursor the node\n" +
 			"remembers how far this reader has come, so that one that was away misses nothing. With --all every event is printed: own messages,\n" +
-			"receipts, contacts, invites.",
+			"receipts, contacts, invites. Into a pipe, columns are those of sotto read (id, time, author, state, text); with --all they are kind,\n" +
+			"time, contact, id, state, and of a message author and text.",
 		Example: "sotto watch\nsotto watch --json --cursor backup-bot | while read -r m; do …; done\nsotto watch --cursor bell --exec 'notify-send sotto'",
 		Args:    atMost("NAME"), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
@@ -223,7 +224,33 @@ func (a *app) printEvent(e control.Event, all bool) error {
 	if a.json {
 		return a.printJSON(e.Message)
 	}
-	return a.result(nil, func(w io.Writer) { _, _ = fmt.Fprintln(w, a.eventLine(e)) })
+	return a.result(nil, func(w io.Writer) {
+		switch {
+		case tty(a.env.Stdout):
+			_, _ = fmt.Fprintln(w, a.eventLine(e))
+		case all:
+			a.table(w, nil, [][]string{eventRow(e)})
+		default:
+			a.table(w, nil, messageRows([]control.Message{*e.Message}))
+		}
+	})
+}
+
+// eventRow are the columns that programs get with --all: kind and time, then the contact, the id and the state where the kind
+// has them, and of a message its author and text.
+func eventRow(e control.Event) []string {
+	row := []string{e.Kind, e.At.UTC().Format(time.RFC3339)}
+	switch {
+	case e.Message != nil && e.Kind == control.EventMessage:
+		return append(row, e.Message.Conv.Name, e.Message.ID, e.Message.State, e.Message.From.Name, e.Message.Text)
+	case e.Message != nil:
+		return append(row, e.Message.Conv.Name, e.Message.ID, e.Message.State)
+	case e.Contact != nil:
+		return append(row, e.Contact.Name, e.Contact.ID, e.Contact.State)
+	case e.Invite != nil:
+		return append(row, "", e.Invite.ID, e.Invite.State)
+	}
+	return row
 }
 
 func (a *app) eventLine(e control.Event) string {
