@@ -169,7 +169,11 @@ func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan cont
 }
 
 func (t *talk) prompt() {
-	if tty(t.a.env.Stdout) {
+	switch {
+	case !tty(t.a.env.Stdout):
+	case t.conv == "":
+		_, _ = fmt.Fprint(t.a.env.Stdout, "> ")
+	default:
 		_, _ = fmt.Fprintf(t.a.env.Stdout, "[%s]> ", line(t.conv))
 	}
 }
@@ -190,7 +194,7 @@ func (t *talk) open(ctx context.Context, name string) error {
 		return err
 	}
 	t.conv = c.Name
-	list, err := t.l.Messages(ctx, control.ListParams{Conv: c.Name, Limit: 20})
+	list, err := t.l.Messages(ctx, control.ListParams{Conv: c.Name})
 	if err != nil {
 		return err
 	}
@@ -297,7 +301,7 @@ func (t *talk) arrived(ctx context.Context, e control.Event) error {
 	m := e.Message
 	switch {
 	case e.Kind == control.EventMessage && m != nil && m.Conv.Name == t.conv && t.conv != "":
-		if _, err := t.l.Messages(ctx, control.ListParams{Conv: t.conv, Limit: 1}); err != nil { // it was seen
+		if _, err := t.l.Messages(ctx, control.ListParams{Conv: t.conv}); err != nil { // it was seen
 			return err
 		}
 		return t.print("%s", t.a.spoken(*m))

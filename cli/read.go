@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"strconv"
@@ -56,7 +57,7 @@ func (a *app) readCommand() *cobra.Command {
 		Example: "sotto read bob\nsotto read bob -n 5 --peek --json",
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
 			p.Conv = args[0]
-			if p.Limit < 1 || p.Limit > 1000 {
+			if cmd.Flags().Changed("number") && (p.Limit < 1 || p.Limit > 1000) {
 				return usage("Ask for 1 to 1000 messages.", "-n %d", p.Limit)
 			}
 			if since != 0 {
@@ -67,15 +68,29 @@ func (a *app) readCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printMessages(list)
+				if err := a.printMessages(list); err != nil || p.Peek || len(list) == 0 {
+					return err
+				}
+				return a.sayUnread(cmd.Context(), l, list[0].Conv.Name)
 			})
 		}),
 	}
 	f := c.Flags()
-	f.IntVarP(&p.Limit, "number", "n", 20, "show the newest so many")
+	f.IntVarP(&p.Limit, "number", "n", 0, "show the newest so many (default 20, or as many as are unread)")
 	f.Var(&since, "since", "only what came in this time (2h)")
 	f.BoolVar(&p.Peek, "peek", false, "leave them unread")
 	return c
+}
+
+// sayUnread tells of what was not shown: as long as something is left, nothing is marked read.
+func (a *app) sayUnread(ctx context.Context, l *link, name string) error {
+	list, err := l.Inbox(ctx)
+	for _, c := range list {
+		if c.Name == name && c.Unread > 0 && !c.Removed {
+			a.say("%d are still unread, and not all of them were shown: sotto read %s", c.Unread, shellWord(name))
+		}
+	}
+	return err
 }
 
 // printMessages is one JSON object a line, rows for programs, or a chat with its days for people.

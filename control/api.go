@@ -266,9 +266,9 @@ type (
 	// ListParams asks for a conversation's messages, oldest first.
 	ListParams struct {
 		Conv  string    `json:"conv" jsonschema:"a contact's name, or that of somebody who was removed"`
-		Limit int       `json:"limit,omitempty" jsonschema:"the newest so many, 20 unless given; at most 1000, or 4 MiB of text"`
+		Limit int       `json:"limit,omitempty" jsonschema:"the newest so many; 20, or as many as are unread, unless given; at most 1000, or 4 MiB of text"`
 		Since time.Time `json:"since,omitzero"`
-		Peek  bool      `json:"peek,omitempty" jsonschema:"leave them unread"`
+		Peek  bool      `json:"peek,omitempty" jsonschema:"leave them unread, as they stay when not all unread ones are in the page"`
 	}
 	// IDParams names one object by its id or a unique beginning of it.
 	IDParams struct {

@@ -330,11 +330,8 @@ func (s *Server) sameWish(ctx context.Context, p SendParams, m Message) error {
 }
 
 func (s *Server) list(ctx context.Context, p ListParams) (MessageList, error) {
-	switch {
-	case p.Limit < 0 || p.Limit > 1000:
+	if p.Limit < 0 || p.Limit > 1000 {
 		return MessageList{}, Errorf(ExitUsage, "bad_limit", "Ask for 1 to 1000 messages.", "cannot show %d messages at once", p.Limit)
-	case p.Limit == 0:
-		p.Limit = 20
 	}
 	list, err := s.core.Messages(ctx, p)
 	return MessageList{orEmpty(list)}, err
