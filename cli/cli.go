@@ -117,6 +117,10 @@ func (a *app) root() *cobra.Command {
 	root.SetHelpCommandGroupID("meta")
 	root.SetCompletionCommandGroupID("meta")
 	root.SetHelpCommand(a.helpCommand())
+	root.InitDefaultCompletionCmd() // here, so that it is guarded as all others are
+	if c, _, err := root.Find([]string{"completion"}); err == nil && c != root {
+		c.RunE = a.run(func(cmd *cobra.Command, _ []string) error { return cmd.Help() })
+	}
 	guard(root)
 	return root
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"sotto/messenger"
@@ -147,6 +148,15 @@ func (b Messenger) Invites(ctx context.Context) ([]Invite, error) {
 
 // RevokeInvite makes an invitation worthless.
 func (b Messenger) RevokeInvite(ctx context.Context, id string) error {
+	list, err := b.Messenger.Invites(ctx)
+	if err != nil {
+		return FromCore(err)
+	}
+	for _, i := range list {
+		if id != "" && strings.HasPrefix(i.ID, strings.ToLower(id)) && i.State == messenger.InviteUsed {
+			return Errorf(ExitFailed, "invite_used", "Nobody can use it again. Whom you do not want: sotto contacts remove NAME", "the invite %s was used already", i.ID)
+		}
+	}
 	return FromCore(b.Messenger.RevokeInvite(ctx, id))
 }
 

@@ -46,6 +46,9 @@ func millis(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // Ping measures the way to a contact.
 func (n network) Ping(ctx context.Context, name string) (control.Ping, error) {
+	if c, err := n.m.Contact(ctx, name); err == nil {
+		name = c.Name // it may have been shortened
+	}
 	reach, err := n.m.ReachOf(name)
 	if err != nil {
 		var known *messenger.Error
