@@ -63,7 +63,7 @@ func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error
 }
 
 // leastPatience is what a node on a busy machine may need for its greeting, whatever --timeout says.
-const leastPatience = 500 * time.Millisecond
+const leastPatience = time.Second
 
 // patience is how long a running node may take to answer at all; 0 leaves it to control.Connect.
 func (a *app) patience() time.Duration {
