@@ -194,7 +194,7 @@ func (a *app) verifyCommand() *cobra.Command {
 		}),
 	}
 	c.Flags().BoolVar(&same, "same", false, "record that they are the same")
-	c.Flags().BoolVar(&differ, "differ", false, "record that they differ, or take back --same")
+	c.Flags().BoolVar(&differ, "differ", false, "record that they differ")
 	return c
 }
 

@@ -290,7 +290,7 @@ func (m *Messenger) meet(tx *store.Tx, c *store.Contact, hello *wire.Hello) erro
 	if c.Claimed == "" {
 		c.Claimed = identity.CleanName(hello.Name)
 	}
-	if c.Name == "" {
+	if c.Name == "" || c.Name == standIn(c.Account) { // their hello came before we had followed their own link
 		name, err := m.freeName(tx, c.Claimed, c.Account)
 		if err != nil {
 			return err
