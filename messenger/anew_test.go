@@ -10,8 +10,9 @@ import (
 	"sotto/messenger"
 )
 
-func TestOneWhoWasLeftOutFollowsANewInviteWithoutRemovingFirst(t *testing.T) {
-	for how, leaveOut := range map[string]func(bob *person) error{
+// waysOut are the ways in which bob leaves mallory out and is ready to meet her again.
+func waysOut(t *testing.T) map[string]func(bob *person) error {
+	return map[string]func(bob *person) error{
 		"blocked and unblocked": func(bob *person) error {
 			if err := bob.m.Block(t.Context(), "mallory"); err != nil {
 				return err
@@ -19,7 +20,11 @@ func TestOneWhoWasLeftOutFollowsANewInviteWithoutRemovingFirst(t *testing.T) {
 			return bob.m.Unblock(t.Context(), "mallory")
 		},
 		"removed": func(bob *person) error { return bob.m.Remove(t.Context(), "mallory") },
-	} {
+	}
+}
+
+func TestOneWhoWasLeftOutFollowsANewInviteWithoutRemovingFirst(t *testing.T) {
+	for how, leaveOut := range waysOut(t) {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				_, mallory, bob := pair(t)
@@ -156,15 +161,7 @@ func TestTriesInARowAreOneLineOfATrace(t *testing.T) {
 }
 
 func TestTwoWhoMeetAnewTalkAtOnce(t *testing.T) {
-	for how, leaveOut := range map[string]func(bob *person) error{
-		"blocked and unblocked": func(bob *person) error {
-			if err := bob.m.Block(t.Context(), "mallory"); err != nil {
-				return err
-			}
-			return bob.m.Unblock(t.Context(), "mallory")
-		},
-		"removed": func(bob *person) error { return bob.m.Remove(t.Context(), "mallory") },
-	} {
+	for how, leaveOut := range waysOut(t) {
 		for who, invite := range map[string]func(mallory, bob *person){
 			"by the invite of who left out":     func(mallory, bob *person) { mallory.add(bob.invite(messenger.InviteRequest{}).Link) },
 			"by the invite of who was left out": func(mallory, bob *person) { bob.add(mallory.invite(messenger.InviteRequest{}).Link) },

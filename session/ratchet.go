@@ -494,11 +494,5 @@ func Ack(ackKey [32]byte, item []byte) [16]byte {
 	return [16]byte(h.Sum(nil))
 }
 
-// VerifyAck compares an acknowledgement in constant time.
-func VerifyAck(ackKey [32]byte, item []byte, ack [16]byte) bool {
-	want := Ack(ackKey, item)
-	return subtle.ConstantTimeCompare(want[:], ack[:]) == 1
-}
-
 // Passing reports whether an error of this package may go away by itself, so that the message is worth keeping.
 func Passing(err error) bool { return errors.Is(err, ErrTooFarAhead) }

@@ -257,7 +257,6 @@ func (tx *Tx) deepIndexes(ctx context.Context, _ *DeepReport) error {
 			}
 			return key(tSession, owner.Account[:], owner.Device[:], k[1:])
 		}),
-		tx.follow(ctx, tSessionOf, func(k, _ []byte) []byte { return key(tSession, k[1:]) }),
 		tx.follow(ctx, tInviteName, func(_, plain []byte) []byte { return key(tInvite, plain) }),
 	)
 }
