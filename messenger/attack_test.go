@@ -59,7 +59,7 @@ func (p *person) sealRaw(to *person, payload []byte, skip uint32) (item []byte) 
 			}
 		}
 		sealed, err := s.Encrypt(payload, rand.Reader)
-		item, row.State, row.Tail = sealed.Item, s.Marshal(), s.Tail()
+		item, row.State, row.Head = sealed.Item, s.Marshal(), s.Head()
 		if err != nil {
 			return err
 		}

@@ -188,7 +188,7 @@ func dropSession(tx *store.Tx, row store.Session) (gone bool, err error) {
 			left -= n
 		}
 	}
-	row.State, row.Tail, row.Archived = s.Marshal(), s.Tail(), true
+	row.State, row.Head, row.Archived = s.Marshal(), s.Head(), true
 	return false, tx.PutSession(row)
 }
 

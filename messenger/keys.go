@@ -240,7 +240,7 @@ func expireSkipped(tx *store.Tx, before time.Time) (more bool, err error) {
 			return false, err
 		}
 		s.ForgetSkipped(n.Chain, n.Count)
-		row.State, row.Tail = s.Marshal(), s.Tail()
+		row.State, row.Head = s.Marshal(), s.Head()
 		if err := tx.PutSession(row); err != nil {
 			return false, err
 		}
@@ -337,7 +337,7 @@ func (m *Messenger) skipTo(tx *store.Tx, row store.Session, s *session.Session, 
 	if err := s.SkipTo(floor); err != nil {
 		return err
 	}
-	row.State, row.Tail = s.Marshal(), s.Tail()
+	row.State, row.Head = s.Marshal(), s.Head()
 	if err := tx.PutSession(row); err != nil {
 		return err
 	}

@@ -310,7 +310,7 @@ func (m *Messenger) keep(tx *store.Tx, op *opening) error {
 			return err
 		}
 	}
-	op.row.LastUsed, op.row.State, op.row.Tail = now, op.session.Marshal(), op.session.Tail()
+	op.row.LastUsed, op.row.State, op.row.Head = now, op.session.Marshal(), op.session.Head()
 	return tx.PutSession(op.row)
 }
 

@@ -266,7 +266,7 @@ func (m *Messenger) seal(tx *store.Tx, c *store.Contact, out *store.Outgoing, ra
 	out.Session, out.Chain, out.N = row.ID, sealed.Chain, sealed.N
 	_, device := s.Peer()
 	out.Device = [16]byte(device)
-	row.State, row.Tail = s.Marshal(), s.Tail()
+	row.State, row.Head = s.Marshal(), s.Head()
 	return tx.PutSession(row)
 }
 
@@ -400,7 +400,7 @@ func (m *Messenger) beginSession(tx *store.Tx, c *store.Contact, oneTime *identi
 		return store.Session{}, nil, fmt.Errorf("begin a session with %s: %w", card.Account().Short(), err)
 	}
 	now := m.clock.Now()
-	row := store.Session{ID: s.ID(), Account: c.Account, Device: [16]byte(card.Core.Device), State: s.Marshal(), Tail: s.Tail(), Created: now, LastUsed: now}
+	row := store.Session{ID: s.ID(), Account: c.Account, Device: [16]byte(card.Core.Device), State: s.Marshal(), Head: s.Head(), Created: now, LastUsed: now}
 	m.choose(tx, card.Account(), [16]byte{})
 	return row, s, tx.PutSession(row)
 }

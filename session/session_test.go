@@ -882,11 +882,11 @@ func TestStateSurvivesItsStore(t *testing.T) {
 	}
 }
 
-func TestTheTailOfAStateChangesOnlyWithAChain(t *testing.T) {
+func TestMessagesOfAChainChangeOnlyTheHeadOfAState(t *testing.T) {
 	alice, bob := pair(t)
 	tail := func(e *end) []byte {
 		state := e.Marshal()
-		return state[len(state)-e.Tail():]
+		return state[e.Head():]
 	}
 	for range 3 {
 		bob.mustHear(t, alice.say(t, "begins a chain").Item, "begins a chain")
@@ -895,7 +895,7 @@ func TestTheTailOfAStateChangesOnlyWithAChain(t *testing.T) {
 			bob.mustHear(t, alice.say(t, "goes on").Item, "goes on")
 		}
 		if !bytes.Equal(sender, tail(alice)) || !bytes.Equal(receiver, tail(bob)) {
-			t.Error("the tail changed within a chain")
+			t.Error("the rest of the state changed within a chain")
 		}
 		alice.mustHear(t, bob.say(t, "answer").Item, "answer")
 	}

@@ -850,7 +850,7 @@ func TestASalvageGivesNoNumberTwiceWhenTheNewestCountersAreLost(t *testing.T) {
 
 // testSession is a session with a tail.
 func testSession(n int) Session {
-	return Session{ID: id16(n), Account: id32(n), State: []byte("state of a tail"), Tail: 4}
+	return Session{ID: id16(n), Account: id32(n), State: []byte("state of a tail"), Head: 11}
 }
 
 func sessionName(n int) []byte { row := testSession(n); return row.name() }

@@ -69,7 +69,7 @@ func (v *salvager) dropParts(tx *Tx) error {
 				return false, err
 			}
 			tail := key(tSessionTail, k[1:])
-			if b, err := tx.getRaw(tail); err != nil || len(b) == row.Tail {
+			if b, err := tx.getRaw(tail); err != nil || tailSum(b) == row.TailSum {
 				return true, ignoreMissing(err)
 			}
 			return true, errors.Join(v.drop(k), v.drop(tail))
@@ -309,11 +309,10 @@ func (v *salvager) dropIf(tx *Tx, t table, gone func(k []byte) bool) error {
 
 // indexOthers gives sessions, contacts and invites their index rows again.
 func (v *salvager) indexOthers(tx *Tx) error {
-	sessions, err := all[Session](tx, key(tSession))
-	for _, row := range sessions {
-		err = errors.Join(err, v.set(key(tSessionID, row.ID[:]), sessionOwner{row.Account, row.Device}),
-			v.set(key(tSessionOf, row.Account[:], row.Device[:], row.ID[:]), nil))
-	}
+	err := tx.iterate(scan{prefix: key(tSession), keysOnly: true}, func(k, _ []byte) (bool, error) {
+		account, device, id := [32]byte(k[1:33]), [16]byte(k[33:49]), k[49:]
+		return true, errors.Join(v.set(key(tSessionID, id), sessionOwner{account, device}), v.set(key(tSessionOf, k[1:]), nil))
+	})
 	contacts, cerr := tx.Contacts()
 	for _, c := range contacts {
 		if c.Name != "" {

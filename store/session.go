@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,14 +12,15 @@ import (
 
 // Session is one double ratchet with one device; its state is opaque here and lives in the vault.
 type Session struct {
-	ID       [16]byte  `cbor:"1,keyasint"`
-	Account  [32]byte  `cbor:"2,keyasint"`
-	Device   [16]byte  `cbor:"3,keyasint"`
-	State    []byte    `cbor:"4,keyasint"`
-	Tail     int       `cbor:"8,keyasint,omitempty"` // how many bytes at the end of State change rarely: they have a row of their own
+	ID       [16]byte  `cbor:"-"` // these three in the row's name
+	Account  [32]byte  `cbor:"-"`
+	Device   [16]byte  `cbor:"-"`
+	State    []byte    `cbor:"4,keyasint"` // in the row only the head
+	Head     int       `cbor:"-"`          // how many bytes of State change often: the others have a row of their own
 	Created  time.Time `cbor:"5,keyasint,omitzero"`
 	LastUsed time.Time `cbor:"6,keyasint,omitzero"`
 	Archived bool      `cbor:"7,keyasint,omitempty"` // received on, never sent on
+	TailSum  [8]byte   `cbor:"8,keyasint"`           // of the tail that belongs to the head; PutSession fills it in
 
 	tail []byte // the row's own when it was read: written anew only when it differs
 }
@@ -48,13 +50,13 @@ func (tx *Tx) PutSession(row Session) error {
 			return err
 		}
 	}
-	cut := len(row.State) - row.Tail
-	if cut < 0 {
-		return fmt.Errorf("store: session state of %d bytes with a tail of %d", len(row.State), row.Tail)
+	if row.Head < 0 || row.Head > len(row.State) {
+		return fmt.Errorf("store: session state of %d bytes with a head of %d", len(row.State), row.Head)
 	}
-	tail := row.State[cut:]
-	row.State = row.State[:cut]
+	tail := row.State[row.Head:]
+	row.State = row.State[:row.Head]
 	if !known || !bytes.Equal(tail, row.tail) {
+		row.TailSum = tailSum(tail)
 		if err := tx.putRaw(key(tSessionTail, row.name()), bytes.Clone(tail)); err != nil {
 			return err
 		}
@@ -64,19 +66,27 @@ func (tx *Tx) PutSession(row Session) error {
 
 func (row *Session) name() []byte { return slices.Concat(row.Account[:], row.Device[:], row.ID[:]) }
 
+// tailSum binds a session's head to its tail: halves of two ages would make a ratchet that never was.
+func tailSum(tail []byte) [8]byte {
+	sum := sha256.Sum256(tail)
+	return [8]byte(sum[:8])
+}
+
 // session reads a session with its tail.
 func (tx *Tx) session(name []byte) (Session, error) {
 	row, err := get[Session](tx, key(tSession, name))
 	if err != nil {
 		return row, err
 	}
+	row.Account, row.Device, row.ID = [32]byte(name), [16]byte(name[32:]), [16]byte(name[48:])
 	k := key(tSessionTail, name)
 	if row.tail, err = tx.getRaw(k); err != nil {
 		return row, tx.s.danglingIndex(k, err)
 	}
-	if len(row.tail) != row.Tail {
-		return row, tx.s.damaged(k, fmt.Errorf("%d bytes, not %d", len(row.tail), row.Tail))
+	if tailSum(row.tail) != row.TailSum {
+		return row, tx.s.damaged(k, errors.New("not the tail of its head"))
 	}
+	row.Head = len(row.State)
 	row.State = slices.Concat(row.State, row.tail)
 	return row, nil
 }
