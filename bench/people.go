@@ -64,7 +64,7 @@ func newPerson(ctx context.Context, name string, bootstrap []string) (*person, e
 	p.done, ctx = errgroup.WithContext(ctx)
 	p.done.Go(func() error { return p.store.Run(ctx) })
 	p.done.Go(func() error { return p.node.Run(ctx) })
-	p.done.Go(func() error { return p.m.Run(ctx, p.node) })
+	p.done.Go(func() error { return p.m.Run(ctx, p.node, nil) })
 	return p, nil
 }
 

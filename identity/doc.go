@@ -15,6 +15,9 @@ import (
 // Suite is the only cipher suite of this version: PQXDH over X25519 and ML-KEM-768, X-Wing envelopes (PROTOCOL 3).
 const Suite = 1
 
+// ExtTokenGrant is the extension of a bundle that gives its guest tokens for the boxes in its card (PROTOCOL 5.3).
+const ExtTokenGrant = 1
+
 // Limits of the objects in this package (PROTOCOL 15).
 const (
 	MaxDevices    = 8                   // in a device list

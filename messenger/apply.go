@@ -90,6 +90,18 @@ func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 		}
 		break // one says it all; each costs a walk over the outbox
 	}
+	for _, g := range content.TokenGrants {
+		if err := takeGrant(tx, c.Account, g); err != nil {
+			return err
+		}
+		tx.AfterCommit(func() { m.holder.kick(c.Account) })
+		break // one contact, one run of tokens
+	}
+	if len(content.Acks) > 0 {
+		if err := m.takeAcks(tx, *c, content.Acks); err != nil {
+			return err
+		}
+	}
 	if content.ReadUpTo > 0 {
 		return m.takeReadMark(tx, *c, content.ReadUpTo)
 	}
@@ -115,6 +127,7 @@ func (m *Messenger) takeCard(tx *store.Tx, c *store.Contact, raw []byte) error {
 		return nil
 	}
 	c.Card = slices.Clone(raw)
+	tx.AfterCommit(func() { m.holder.kick(c.Account) }) // it may name other mailboxes
 	return nil
 }
 
@@ -126,6 +139,26 @@ func (m *Messenger) takeReach(tx *store.Tx, c *store.Contact, signed []byte) err
 	}
 	c.Reach, c.ReachSeq, c.InnerKey = reach.Marshal(), reach.Seq, reach.InnerKey
 	return m.putContact(tx, *c)
+}
+
+// takeAcks settles what the other side took out of its mailboxes.
+func (m *Messenger) takeAcks(tx *store.Tx, c store.Contact, acks []wire.Ack) error {
+	known := map[wire.Ack]bool{}
+	for _, a := range acks {
+		known[a] = a != wire.Ack{}
+	}
+	rows, err := tx.Outgoings(c.Account, 0)
+	if err != nil {
+		return err
+	}
+	for _, out := range rows {
+		if len(out.Item) > 0 && known[out.Ack] {
+			if err := m.delivered(tx, out, "from a mailbox"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // takeReceipt marks what the other side says it holds: everything up to a counter but the holes.

@@ -99,6 +99,9 @@ func (m *Messenger) welcome(tx *store.Tx, c *store.Contact) error {
 	if c.Warning == warnUnblocked {
 		c.Warning = ""
 	}
+	if err := m.grantAtOnce(tx, c); err != nil {
+		return err
+	}
 	if err := m.queue(tx, c, &wire.Content{Kind: wire.KindControl}, time.Time{}); err != nil {
 		return err
 	}

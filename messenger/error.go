@@ -48,6 +48,9 @@ const (
 	CodeInviteExpired   = "invite_expired"
 	CodeTooMany         = "too_many"
 	CodeNotCancellable  = "not_cancellable"
+	CodeBadMailbox      = "bad_mailbox"
+	CodeMailboxKnown    = "mailbox_known"
+	CodeMailboxNotFound = "mailbox_not_found"
 )
 
 func refuse(code, remedy, format string, args ...any) *Error {

@@ -194,7 +194,7 @@ func viewMessage(row store.Message, c store.Contact) Message {
 	}
 	out := Message{
 		ID: row.ID, Seq: row.Event, Conv: Ref{Kind: "contact", Name: c.Name, ID: row.Conv}, SentAt: row.SentAt, At: row.At,
-		Kind: wire.Kind(row.Kind), Text: text, ReplyTo: row.ReplyTo, Edited: row.Edited, State: row.State, Why: plainWhy(row), Missing: row.Gap,
+		Kind: wire.Kind(row.Kind), Text: text, ReplyTo: row.ReplyTo, Edited: row.Edited, State: row.State, Held: row.Custody, Why: plainWhy(row), Missing: row.Gap,
 	}
 	out.From = Author{Name: c.Name, Verified: c.Verified == VerifiedYes}
 	if row.Out {

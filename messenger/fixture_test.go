@@ -33,6 +33,7 @@ type person struct {
 	limits  messenger.Limits
 	reserve int64 // bytes of the disk that the store leaves free; 0 is little
 	noSync  bool
+	boxes   messenger.Mailboxes // nil: knows no mailboxes
 	account *identity.Account
 	root    [32]byte
 
@@ -50,6 +51,10 @@ func onDisk(p *person) { p.dir = p.t.TempDir() }
 
 // onQuickDisk is onDisk without waiting for the disk, for tests that restart a lot and cut no power.
 func onQuickDisk(p *person) { p.dir, p.noSync = p.t.TempDir(), true }
+
+func withMailboxes(n *testnet.Mailboxes) option {
+	return func(p *person) { p.boxes = n }
+}
 
 func withClock(c clock.Clock) option       { return func(p *person) { p.clock = c } }
 func withLimits(l messenger.Limits) option { return func(p *person) { p.limits = l } }
@@ -105,7 +110,7 @@ func (p *person) start() {
 	p.port = p.net.Join(p.name, m.NodeKey(), m)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop, p.done = cancel, make(chan error, 1)
-	go func() { p.done <- m.Run(ctx, p.port) }()
+	go func() { p.done <- m.Run(ctx, p.port, p.boxes) }()
 	synctest.Wait() // until it is at work
 }
 

@@ -161,6 +161,16 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 	if err := tx.PutContactSecret(c.Account, bundle.Discovery[:]); err != nil {
 		return err
 	}
+	for _, e := range bundle.Exts {
+		if e.ID != identity.ExtTokenGrant {
+			continue
+		}
+		if g, err := wire.ParseTokenGrant(e.Data); err != nil {
+			m.log.Info("tokens in the invite refused", "err", err)
+		} else if err := takeGrant(tx, c.Account, g); err != nil {
+			return err
+		}
+	}
 	if len(bundle.Reach) > 0 {
 		if err := m.takeReach(tx, &c, bundle.Reach); err != nil {
 			m.log.Info("reach in the invite refused", "err", err)
@@ -170,6 +180,9 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 		return err
 	}
 	if _, _, err := m.beginSession(tx, &c, bundle.OneTime); err != nil {
+		return err
+	}
+	if err := m.grantAtOnce(tx, &c); err != nil {
 		return err
 	}
 	if err := m.queueHello(tx, &c, row, self.Name, place); err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"sotto/identity"
+	"sotto/internal/canon"
 	"sotto/record"
 	"sotto/session"
 	"sotto/store"
@@ -98,6 +99,10 @@ func (m *Messenger) putInvite(tx *store.Tx, row *store.Invite) error {
 	if err := tx.PutInvite(*row); err != nil {
 		return err
 	}
+	if err := m.ensureGrants(tx); err != nil { // a spare one: the mailboxes know it already
+		return err
+	}
+	tx.AfterCommit(m.boxes.poke)
 	_, err = m.announce(tx, EventInvite, event{Invite: row.ID})
 	return err
 }
@@ -139,19 +144,24 @@ func (m *Messenger) bundle(row store.Invite, name string) ([]byte, error) {
 	if row.MaxUses == 0 { // any number
 		b.Uses = math.MaxUint16
 	}
-	if row.OneTimeID != 0 {
-		err := m.store.View(func(tx *store.Tx) error {
-			secret, err := prekeySecret(tx, oneTimePrekeys, row.OneTimeID)
-			if err != nil {
-				return err
-			}
-			public := secret.Public()
-			b.OneTime = &public
-			return nil
-		})
-		if err != nil {
-			return nil, err
+	err := m.store.View(func(tx *store.Tx) error {
+		grant, err := m.inviteGrant(tx, row.ID)
+		if grant != nil {
+			b.Exts = []canon.Extension{{ID: identity.ExtTokenGrant, Data: grant.Marshal()}}
 		}
+		if err != nil || row.OneTimeID == 0 {
+			return err
+		}
+		secret, err := prekeySecret(tx, oneTimePrekeys, row.OneTimeID)
+		if err != nil {
+			return err
+		}
+		public := secret.Public()
+		b.OneTime = &public
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return b.Marshal(s.device, row.ID)
 }
@@ -254,6 +264,9 @@ func (m *Messenger) consumeInvite(tx *store.Tx, init *session.Initial, content *
 		}
 	}
 	if row.State = m.inviteState(row); row.State != InviteOpen {
+		if err := inviteUsed(tx, row.ID, acct); err != nil {
+			return false, err
+		}
 		row.Published = time.Time{} // the record is to be withdrawn
 		tx.AfterCommit(func() { poke(m.moved) })
 	}

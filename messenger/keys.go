@@ -71,7 +71,11 @@ func (m *Messenger) renewCard(tx *store.Tx, row *store.Self) error {
 	}
 	row.NextKeyID++
 	row.CardSeq++
-	core := identity.CardCore{Seq: row.CardSeq, Issued: now, NotAfter: now.Add(m.limits.CardLife), Seal: seal.Public()}
+	boxes, err := m.cardBoxes(tx)
+	if err != nil {
+		return err
+	}
+	core := identity.CardCore{Seq: row.CardSeq, Issued: now, NotAfter: now.Add(m.limits.CardLife), Seal: seal.Public(), Boxes: boxes}
 	card, err := identity.SignCard(row.DeviceList, m.self.device, core, prekey.Public())
 	if err != nil {
 		return err
@@ -111,13 +115,7 @@ func (m *Messenger) upkeep(tx *store.Tx) error {
 		if err := tx.PutSelf(row); err != nil {
 			return err
 		}
-		card, n := row.Card, row.CardSeq
-		tx.AfterCommit(func() {
-			m.mu.Lock()
-			m.self.card, m.self.cardN = card, n
-			m.mu.Unlock()
-			poke(m.moved) // invites carry the card
-		})
+		m.adoptCard(tx, row)
 	}
 	for _, kind := range []string{signedPrekeys, sealKeys} {
 		if err := m.eraseOld(tx, kind); err != nil {

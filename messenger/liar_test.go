@@ -121,7 +121,7 @@ func (p *person) through(wrap func(messenger.Network) messenger.Network) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	p.stop, p.done = cancel, make(chan error, 1)
-	go func() { p.done <- p.m.Run(ctx, wrap(p.port)) }()
+	go func() { p.done <- p.m.Run(ctx, wrap(p.port), nil) }()
 	synctest.Wait()
 }
 

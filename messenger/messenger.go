@@ -73,6 +73,10 @@ type Limits struct {
 	CardLife      time.Duration
 	SessionLife   time.Duration // how long an archived session is kept
 	PublishAfter  time.Duration // how long changes of reach are gathered
+	Boxes         int           // mailboxes to have, chosen by the program if the person chose fewer; negative: choose none
+	Tokens        int           // deposits a contact may make before it is told more
+	Hedge         time.Duration // how long the direct way is tried before mailboxes are used, too
+	RenewBefore   time.Duration // how long before a mailbox's promise ends the entry is left there anew
 }
 
 func (l Limits) withDefaults() Limits {
@@ -99,6 +103,10 @@ func (l Limits) withDefaults() Limits {
 	set(&l.CardLife, 30*day)
 	set(&l.SessionLife, 45*day)
 	set(&l.PublishAfter, 2*time.Second)
+	set(&l.Boxes, identity.MaxBoxes)
+	set(&l.Tokens, 256)
+	set(&l.Hedge, time.Second)
+	set(&l.RenewBefore, 3*day)
 	return l
 }
 
@@ -130,6 +138,8 @@ type Messenger struct {
 
 	outbox   *outbox
 	unacked  *unacked
+	holder   *holder
+	boxes    changes // kicks what looks after our boxes
 	counters counters
 	gaps     chan struct{} // kicks runGaps
 	crowded  chan struct{} // kicks runCrowded
@@ -163,7 +173,7 @@ var ErrNoIdentity = errors.New("the store holds no identity")
 func New(st *store.Store, account *identity.Account, cfg Config) (*Messenger, error) {
 	m := &Messenger{
 		store: st, account: account, clock: cfg.Clock, rand: cfg.Rand, log: cfg.Log, fault: cfg.Fault,
-		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), unacked: newUnacked(), gaps: make(chan struct{}, 1), crowded: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
+		limits: cfg.Limits.withDefaults(), outbox: newOutbox(), unacked: newUnacked(), holder: newHolder(), gaps: make(chan struct{}, 1), crowded: make(chan struct{}, 1), moved: make(chan struct{}, 1), adds: make(chan struct{}, 1),
 		inner: map[[32]byte][]identity.AccountID{}, adding: map[[16]byte]*attempt{}, chosen: map[identity.AccountID][16]byte{},
 	}
 	m.fillPorts()
@@ -278,8 +288,9 @@ func mayConnect(c store.Contact) bool {
 	return c.State == ContactInvited || c.State == ContactEstablished
 }
 
-// Run delivers what is queued, keeps keys and records fresh and follows pending invites until the context ends.
-func (m *Messenger) Run(ctx context.Context, net Network) error {
+// Run delivers what is queued, takes what waits at our mailboxes, keeps keys and records fresh and follows pending invites until the
+// context ends. Without boxes it knows no mailboxes.
+func (m *Messenger) Run(ctx context.Context, net Network, boxes Mailboxes) error {
 	m.mu.Lock()
 	m.net = net
 	net.Admit(m.admitted())
@@ -297,6 +308,10 @@ func (m *Messenger) Run(ctx context.Context, net Network) error {
 	g.Go(func() error { return m.runGaps(work) })
 	g.Go(func() error { return m.runAdds(work, net) })
 	g.Go(func() error { return m.greet(work, net) })
+	if boxes != nil {
+		g.Go(func() error { return m.runHold(work, boxes) })
+		g.Go(func() error { return m.runBoxes(work, boxes) })
+	}
 	err := g.Wait()
 	if ctx.Err() != nil { // asked to end; work is over in any case by now
 		return nil

@@ -36,6 +36,12 @@ func (o *outbox) kick(acct identity.AccountID, life bool) {
 	}
 }
 
+// kick has somebody's queue worked on, by the direct way and by mailboxes.
+func (m *Messenger) kick(acct identity.AccountID) {
+	m.outbox.kick(acct, false)
+	m.holder.kick(acct)
+}
+
 // take returns who was woken since the last call.
 func (o *outbox) take() map[identity.AccountID]bool {
 	o.mu.Lock()
@@ -51,6 +57,7 @@ func (m *Messenger) Up(inner [32]byte) {
 	claims := m.inner[inner]
 	m.mu.Unlock()
 	for _, acct := range claims {
+		m.holder.setAway(acct, false)
 		m.outbox.kick(acct, true)
 	}
 }
@@ -66,7 +73,7 @@ func (m *Messenger) runOutbox(ctx context.Context, net Network) error {
 		return err
 	}
 	for _, acct := range waiting {
-		m.outbox.kick(acct, false)
+		m.kick(acct)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	workers := map[identity.AccountID]chan bool{}
@@ -138,6 +145,7 @@ func (m *Messenger) work(ctx context.Context, net Network, acct identity.Account
 		if res.progress {
 			pause = m.limits.RetryMin
 		}
+		m.holder.setAway(acct, !res.progress && !res.complete)
 		if res.complete {
 			continue
 		}
@@ -287,7 +295,7 @@ func (m *Messenger) giveUp(tx *store.Tx, out store.Outgoing, state, why string) 
 	if err != nil {
 		return err
 	}
-	if len(out.Item) > 0 { // its key will never be asked for: the receiver may drop it
+	if len(out.Item) > 0 && (len(out.Custody) == 0 || state == StateCancelled) { // its key will never be asked for: the receiver may drop it
 		c.Voids = addVoid(c.Voids, store.Void{Session: out.Session, Chain: out.Chain, From: out.N, To: out.N})
 	}
 	untell(&c) // news may have been riding on it
@@ -328,20 +336,20 @@ func (m *Messenger) mark(tx *store.Tx, id [16]byte, state, why string) error {
 	if !forward(row.State, state) {
 		return nil
 	}
-	return m.setState(tx, store.Outgoing{MsgID: id, Talk: row.Conv, Row: row.Seq}, state, why)
+	return m.setState(tx, store.Outgoing{MsgID: id, Talk: row.Conv, Row: row.Seq}, state, why, store.Holding{})
 }
 
 // markWaiting is mark for a message that waits: all waiting ones were queued when their rows were written.
 func (m *Messenger) markWaiting(tx *store.Tx, out store.Outgoing, state, why string) error {
-	before, err := tx.State(out.Talk, out.Row)
+	before, _, err := tx.State(out.Talk, out.Row)
 	if err != nil || !forward(before, state) {
 		return err
 	}
-	return m.setState(tx, out, state, why)
+	return m.setState(tx, out, state, why, store.Holding{})
 }
 
-func (m *Messenger) setState(tx *store.Tx, out store.Outgoing, state, why string) error {
-	if err := tx.SetState(out.Talk, out.Row, state, why, m.clock.Now()); err != nil {
+func (m *Messenger) setState(tx *store.Tx, out store.Outgoing, state, why string, held store.Holding) error {
+	if err := tx.SetState(out.Talk, out.Row, state, why, held, m.clock.Now()); err != nil {
 		return err
 	}
 	_, err := m.announce(tx, EventReceipt, event{Message: out.MsgID, State: state})

@@ -319,7 +319,11 @@ func (m *Messenger) Cancel(ctx context.Context, id string) error {
 			return refuse(CodeNotCancellable, "", "the message is %s, it cannot be taken back", row.State)
 		}
 		for _, out := range waiting {
-			if err := m.giveUp(tx, out, StateCancelled, "taken back"); err != nil {
+			why := "taken back"
+			if len(out.Custody) > 0 {
+				why = "taken back; mailboxes keep copies, which their program will not open"
+			}
+			if err := m.giveUp(tx, out, StateCancelled, why); err != nil {
 				return err
 			}
 		}

@@ -21,8 +21,10 @@ import (
 
 // arrival is what an item came to.
 type arrival struct {
-	code wire.Code
-	ack  wire.Ack
+	code  wire.Code
+	ack   wire.Ack
+	from  identity.AccountID // zero if no session opened it just now
+	quiet bool               // only acknowledges: needs no acknowledgement where none comes by itself
 }
 
 // errRefused wraps the reasons for which an item will never be taken; its writes are dropped.
@@ -161,7 +163,7 @@ func (m *Messenger) Receive(tx *store.Tx, from []identity.AccountID, item []byte
 		return arrival{}, err
 	}
 	if code != wire.CodeOK {
-		return arrival{code: code}, nil
+		return arrival{code: code, from: op.row.Account}, nil
 	}
 	ack := session.Ack(op.opened.AckKey, item)
 	if err := tx.PutAck(hash, ack, m.clock.Now()); err != nil {
@@ -170,7 +172,7 @@ func (m *Messenger) Receive(tx *store.Tx, from []identity.AccountID, item []byte
 	if op.contact.State == ContactRequested {
 		ack = wire.Ack{} // a stranger learns nothing before being accepted
 	}
-	return arrival{ack: ack}, nil
+	return arrival{ack: ack, from: op.row.Account, quiet: op.content.AcksOnly()}, nil
 }
 
 // repeat answers an item that was answered before. A stranger who was accepted meanwhile now gets the receipts that were

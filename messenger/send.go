@@ -130,13 +130,16 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 		conv.SendN++
 		content.N, content.Prev = conv.SendN, conv.SendHash
 	}
-	news := m.ride(c, content)
+	news, err := m.ride(tx, c, content)
+	if err != nil {
+		return err
+	}
 	raw, err := content.Marshal()
 	if err != nil {
 		return err
 	}
 	out := store.Outgoing{
-		Account: c.Account, MsgID: content.ID, Control: !shown, Hello: content.Hello != nil, Created: now, Expires: expires,
+		Account: c.Account, MsgID: content.ID, Control: !shown, Hello: content.Hello != nil, AcksOnly: content.AcksOnly() && len(content.Acks) > 0, Created: now, Expires: expires,
 	}
 	if !shown {
 		out.Payload = raw // the others have a row that keeps it
@@ -164,7 +167,7 @@ func (m *Messenger) queue(tx *store.Tx, c *store.Contact, content *wire.Content,
 		return err
 	}
 	acct := identity.AccountID(c.Account)
-	tx.AfterCommit(func() { m.outbox.kick(acct, false) })
+	tx.AfterCommit(func() { m.kick(acct) })
 	return nil
 }
 
@@ -199,13 +202,15 @@ func tick(clock uint64, now time.Time) uint64 {
 }
 
 // untell has the next content carry all our news again: what carried them was given up, or the contact begins anew.
-func untell(c *store.Contact) { c.ToldCard, c.ToldReach, c.ToldRecord = 0, 0, [32]byte{} }
+func untell(c *store.Contact) {
+	c.ToldCard, c.ToldReach, c.ToldRecord, c.ToldGrant = 0, 0, [32]byte{}, 0
+}
 
 // ride puts on the content whatever the contact has not been told yet. The outbox keeps a content until it is delivered
 // or given up (untell), so what rides once is told.
-func (m *Messenger) ride(c *store.Contact, content *wire.Content) (news bool) {
+func (m *Messenger) ride(tx *store.Tx, c *store.Contact, content *wire.Content) (news bool, err error) {
 	if !m.due(*c) {
-		return false
+		return false, nil
 	}
 	s := m.current()
 	if s.cardN > c.ToldCard && content.Hello == nil { // a hello must fit the smallest envelope; its card follows
@@ -221,14 +226,21 @@ func (m *Messenger) ride(c *store.Contact, content *wire.Content) (news bool) {
 		content.Voids = append(content.Voids, wire.Void{Session: v.Session, Chain: v.Chain, From: v.From, To: v.To})
 	}
 	c.Voids = nil
-	return true
+	grant, err := m.grantFor(tx, *c)
+	if err != nil {
+		return false, err
+	}
+	if grant != nil && content.Hello == nil {
+		content.TokenGrants, c.ToldGrant = []wire.TokenGrant{*grant}, grant.From+grant.Count
+	}
+	return true, nil
 }
 
 // due reports whether ride would put anything on a content for the contact.
 func (m *Messenger) due(c store.Contact) bool {
 	s := m.current()
 	reach, _ := m.signedReach()
-	return s.cardN > c.ToldCard || reach > c.ToldReach || c.ToldRecord != ownRecordKeys(s.device).Key || len(c.Voids) > 0
+	return s.cardN > c.ToldCard || reach > c.ToldReach || c.ToldRecord != ownRecordKeys(s.device).Key || len(c.Voids) > 0 || c.Granted > c.ToldGrant
 }
 
 // tell queues a control content when there is something to ride on it.

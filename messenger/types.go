@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"time"
 
+	"sotto/store"
 	"sotto/wire"
 )
 
@@ -83,7 +84,8 @@ type Message struct {
 	Edited  bool
 	State   string
 	Why     string
-	Missing uint64 // messages of the author missing right before this one
+	Held    store.Holding // with StateHeld
+	Missing uint64        // messages of the author missing right before this one
 }
 
 // Contact is one person.
@@ -107,6 +109,22 @@ type Conversation struct {
 	Removed bool // whom it is with was removed; what was said stays
 	Unread  int
 	Last    *Message
+}
+
+// Mailbox is a box of ours at a volunteer's mailbox.
+type Mailbox struct {
+	ID      string // the first digits of the box's id
+	Addr    string
+	State   string
+	Ready   bool // contacts are told of it
+	Chosen  bool // by the program
+	Since   time.Time
+	Seen    time.Time
+	Failing time.Time // since when it does not answer; zero while it does
+	Why     string
+	Quota   uint64 // bytes
+	Used    uint64
+	Days    int // how long it keeps mail
 }
 
 // Invite is an invitation this device made.

@@ -49,6 +49,9 @@ type Contact struct {
 	Voids       []Void     `cbor:"26,keyasint,omitempty"` // positions we will never use and have not told them yet
 	Reset       time.Time  `cbor:"27,keyasint,omitzero"`  // when a session with them was last begun anew
 	Warning     string     `cbor:"28,keyasint,omitempty"` // something about them that the user should know
+	Grant       [16]byte   `cbor:"29,keyasint,omitzero"`  // the tokens for our boxes that are theirs
+	Granted     uint32     `cbor:"30,keyasint,omitempty"` // how many of them all boxes know: so many may be told
+	ToldGrant   uint32     `cbor:"31,keyasint,omitempty"` // how many they were told
 }
 
 // Void names counters of a sending chain that will never be used.
@@ -103,7 +106,7 @@ func (tx *Tx) DeleteContact(account [32]byte) error {
 	if err := tx.moveName(nameContact, account[:], old.Name, ""); err != nil {
 		return err
 	}
-	if err := tx.delete(key(tContactSecret, account[:])); err != nil {
+	if err := errors.Join(tx.delete(key(tContactSecret, account[:])), tx.DeleteGranted(account)); err != nil {
 		return err
 	}
 	return tx.delete(key(tContact, account[:]))

@@ -39,19 +39,22 @@ const (
 	tEvent         table = 0x48 // seq u64
 	tCursor        table = 0x49 // name
 	tIdempotency   table = 0x50 // key
+	tBox           table = 0x58 // box id 32: a box of ours at a mailbox (vault)
+	tGrant         table = 0x59 // first half of the seed's hash 16: tokens for our boxes that somebody was given, or will be (vault)
+	tGranted       table = 0x5a // account 32: tokens for their boxes that we were given (vault)
 )
 
 // vault reports whether rows of the table are sealed under the epoch key, so that old versions can be made unreadable.
 func (t table) vault() bool {
 	switch t {
-	case tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd:
+	case tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd, tBox, tGrant, tGranted:
 		return true
 	}
 	return false
 }
 
 // vaultTables lists every table whose rows name an epoch.
-var vaultTables = [...]table{tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd}
+var vaultTables = [...]table{tSecret, tSelf, tContactSecret, tSession, tSessionTail, tHeading, tSkipped, tInvite, tPendingAdd, tBox, tGrant, tGranted}
 
 // key joins a table and its parts, which have fixed lengths but for the last one.
 func key(t table, parts ...[]byte) []byte {

@@ -112,6 +112,14 @@ type Message struct {
 	Event   uint64    `cbor:"24,keyasint,omitempty"` // number of the event that announced it
 	Held    bool      `cbor:"25,keyasint,omitempty"` // not shown yet: a message before it is missing
 	Edited  bool      `cbor:"26,keyasint,omitempty"`
+	Custody Holding   `cbor:"27,keyasint,omitzero"` // with State held
+}
+
+// Holding tells how many of the recipient's mailboxes keep a copy, and how long all of those will.
+type Holding struct {
+	By    int       `cbor:"1,keyasint,omitempty"`
+	Of    int       `cbor:"2,keyasint,omitempty"`
+	Until time.Time `cbor:"3,keyasint,omitzero"`
 }
 
 // status is what changes of a message when its recipient answers. The state of a message that has no such row is in its own.
@@ -119,9 +127,10 @@ type status struct {
 	State   string    `cbor:"1,keyasint,omitempty"`
 	Why     string    `cbor:"2,keyasint,omitempty"`
 	Changed time.Time `cbor:"3,keyasint,omitzero"`
+	Held    Holding   `cbor:"4,keyasint,omitzero"`
 }
 
-func (m *Message) status() status { return status{m.State, m.Why, m.Changed} }
+func (m *Message) status() status { return status{m.State, m.Why, m.Changed, m.Custody} }
 
 // place says where a message is; Seq 0 means that it was here and is deleted.
 type place struct {
@@ -193,7 +202,7 @@ func (tx *Tx) replaceMessage(m Message) error {
 	if err := tx.putStatus(old, m.status()); err != nil {
 		return err
 	}
-	m.State, m.Why, m.Changed = old.State, old.Why, old.Changed
+	m.State, m.Why, m.Changed, m.Custody = old.State, old.Why, old.Changed, old.Custody
 	plain, err := encMode.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("store: encode message: %w", err)
@@ -240,15 +249,15 @@ func (tx *Tx) writeStatus(conv [16]byte, seq uint64, before []byte, now status) 
 	return tx.putRaw(statusKey(conv, seq), plain)
 }
 
-// State tells where the message in a row stands, "" when that has not changed since it was written.
-func (tx *Tx) State(conv [16]byte, seq uint64) (string, error) {
+// State tells where the message in a row stands and who keeps it, "" when that has not changed since it was written.
+func (tx *Tx) State(conv [16]byte, seq uint64) (string, Holding, error) {
 	now, err := get[status](tx, statusKey(conv, seq))
 	_, err = found(err)
-	return now.State, err
+	return now.State, now.Held, err
 }
 
 // SetState writes where the message in a row stands, without touching the rest of it.
-func (tx *Tx) SetState(conv [16]byte, seq uint64, state, why string, changed time.Time) error {
+func (tx *Tx) SetState(conv [16]byte, seq uint64, state, why string, held Holding, changed time.Time) error {
 	k := messageKey(conv, seq)
 	if _, err := tx.getRaw(k); err != nil {
 		return tx.s.danglingIndex(k, err)
@@ -257,7 +266,7 @@ func (tx *Tx) SetState(conv [16]byte, seq uint64, state, why string, changed tim
 	if _, err := found(err); err != nil {
 		return err
 	}
-	return tx.writeStatus(conv, seq, before, status{state, why, changed})
+	return tx.writeStatus(conv, seq, before, status{state, why, changed, held})
 }
 
 // readMessage reads a message's own row.
@@ -292,7 +301,7 @@ func (tx *Tx) messageAt(at place) (Message, error) {
 	now, err := get[status](tx, statusKey(at.Conv, at.Seq))
 	known, err := found(err)
 	if known {
-		m.State, m.Why, m.Changed = now.State, now.Why, now.Changed
+		m.State, m.Why, m.Changed, m.Custody = now.State, now.Why, now.Changed, now.Held
 	}
 	return m, err
 }

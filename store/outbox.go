@@ -32,6 +32,15 @@ type Outgoing struct {
 	Lost      int       `cbor:"19,keyasint,omitempty"` // how often the receiver said that it cannot open it
 	Talk      [16]byte  `cbor:"21,keyasint,omitzero"`  // with Row: where its message is, so that a receipt need not look for it
 	Row       uint64    `cbor:"22,keyasint,omitempty"`
+	AcksOnly  bool      `cbor:"23,keyasint,omitempty"` // for nothing but to acknowledge: not acknowledged itself
+	Custody   []Custody `cbor:"24,keyasint,omitempty"` // the mailboxes that signed to keep it
+}
+
+// Custody is a mailbox's signed promise to keep a sealed copy.
+type Custody struct {
+	Box   [32]byte  `cbor:"1,keyasint"`
+	Hash  [32]byte  `cbor:"2,keyasint"` // of the envelope
+	Until time.Time `cbor:"3,keyasint"`
 }
 
 // String keeps the acknowledgement and the item out of logs.

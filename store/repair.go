@@ -103,7 +103,7 @@ func (v *salvager) dropStrays(tx *Tx) error {
 	}
 	return errors.Join(
 		v.dropIf(tx, tSkipped, func(k []byte) bool { return !live[[16]byte(k[1:17])] }),
-		v.dropIf(tx, tSession, stray), v.dropIf(tx, tSessionTail, stray), v.dropIf(tx, tContactSecret, stray),
+		v.dropIf(tx, tSession, stray), v.dropIf(tx, tSessionTail, stray), v.dropIf(tx, tContactSecret, stray), v.dropIf(tx, tGranted, stray),
 		tx.iterate(scan{prefix: key(tPendingAdd)}, func(k, plain []byte) (bool, error) {
 			var row PendingAdd
 			if err := decode(plain, &row); err != nil {
@@ -133,6 +133,7 @@ func (v *salvager) dropStrays(tx *Tx) error {
 // States of a message that waits to go out, and of one that will not: the messenger's words.
 const (
 	messageQueued = "queued"
+	messageHeld   = "held"
 	messageFailed = "failed"
 )
 
@@ -151,13 +152,13 @@ func (v *salvager) giveUp(tx *Tx) error {
 		if err != nil {
 			return false, err
 		}
-		changed, err := tx.State(m.Conv, m.Seq)
-		if err != nil || !m.Out || changed != "" || m.State != messageQueued || waiting[m.ID] {
+		changed, _, err := tx.State(m.Conv, m.Seq)
+		if err != nil || !m.Out || changed != "" && changed != messageHeld || m.State != messageQueued || waiting[m.ID] {
 			return true, err
 		}
 		v.talk(k[1:17]).unsent++
 		why := "how far it had come was lost with a damaged disk: ask whether it arrived, or write it again"
-		return true, v.set(statusKey(m.Conv, m.Seq), status{messageFailed, why, v.to.now()})
+		return true, v.set(statusKey(m.Conv, m.Seq), status{State: messageFailed, Why: why, Changed: v.to.now()})
 	})
 }
 

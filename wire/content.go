@@ -40,7 +40,9 @@ const (
 	MaxName    = 64 // bytes of a claimed name
 	maxEmoji   = 64
 	maxHoles   = 256
-	maxLost    = 256
+	MaxLost    = 256 // items that one receipt calls lost
+
+	MaxContentAcks = 512 // acknowledgements in one content
 )
 
 // ErrContent is a content that breaks the format; it is refused for good.
@@ -72,7 +74,8 @@ type Content struct {
 	Group       []byte
 	Voids       []Void
 	RecordKeys  *RecordKeys
-	TokenGrants [][]byte
+	TokenGrants []TokenGrant
+	Acks        []Ack // of items that came by a mailbox
 
 	Raw []byte
 }
@@ -114,6 +117,11 @@ type Void struct {
 	From, To uint32
 }
 
+// AcksOnly reports whether a content is for nothing but to acknowledge: it is not acknowledged itself (PROTOCOL 9.7).
+func (c *Content) AcksOnly() bool {
+	return c.Kind == KindControl && c.ReadUpTo == 0 && len(c.Receipts) == 0 && len(c.Card)+len(c.Reach)+len(c.Group)+len(c.Voids)+len(c.TokenGrants) == 0 && c.RecordKeys == nil
+}
+
 // Hash is what the next content's Prev names.
 func (c *Content) Hash() [32]byte { return sha256.Sum256(c.Raw) }
 
@@ -144,7 +152,7 @@ func (c *Content) fill(m *pb.Content) {
 	m.SentAt, m.Clock, m.Kind = c.SentAt, c.Clock, uint32(c.Kind)
 	m.ExpireAfter, m.NotBefore = c.ExpireAfter, c.NotBefore
 	m.Text, m.Emoji, m.ContactCard = c.Text, c.Emoji, c.ContactCard
-	m.ReadUpto, m.Card, m.Reach, m.Group, m.TokenGrants = c.ReadUpTo, c.Card, c.Reach, c.Group, c.TokenGrants
+	m.ReadUpto, m.Card, m.Reach, m.Group = c.ReadUpTo, c.Card, c.Reach, c.Group
 	if f := c.File; f != nil {
 		m.File = &pb.File{Hash: f.Hash[:], Key: f.Key[:], Name: f.Name, Size: f.Size, Mime: f.MIME}
 	}
@@ -166,6 +174,12 @@ func (c *Content) fill(m *pb.Content) {
 	}
 	for _, v := range c.Voids {
 		m.Voids = append(m.Voids, &pb.Void{Session: v.Session[:], Chain: v.Chain, From: v.From, To: v.To})
+	}
+	for _, g := range c.TokenGrants {
+		m.TokenGrants = append(m.TokenGrants, g.Marshal())
+	}
+	for _, a := range c.Acks {
+		m.Acks = append(m.Acks, a[:])
 	}
 }
 
@@ -233,7 +247,7 @@ func (p *parser) content(m *pb.Content) *Content {
 	c := &Content{
 		N: m.N, SentAt: m.SentAt, Clock: m.Clock, Kind: Kind(m.Kind), ExpireAfter: m.ExpireAfter, NotBefore: m.NotBefore,
 		Text: p.text(m.Text, "text", MaxText), Emoji: p.text(m.Emoji, "emoji", maxEmoji), ContactCard: m.ContactCard,
-		ReadUpTo: m.ReadUpto, Card: m.Card, Reach: m.Reach, Group: m.Group, TokenGrants: m.TokenGrants,
+		ReadUpTo: m.ReadUpto, Card: m.Card, Reach: m.Reach, Group: m.Group,
 	}
 	p.fixed(c.ID[:], m.MsgId, "message id", false)
 	p.fixed(c.Device[:], m.Device, "device", false)
@@ -263,6 +277,20 @@ func (p *parser) content(m *pb.Content) *Content {
 			p.fail("void from %d to %d", v.From, v.To)
 		}
 		c.Voids = append(c.Voids, out)
+	}
+	for _, g := range m.TokenGrants {
+		if grant, err := ParseTokenGrant(g); err == nil { // another version's grant is none
+			c.TokenGrants = append(c.TokenGrants, grant)
+		}
+	}
+	if len(m.Acks) > MaxContentAcks {
+		p.fail("%d acknowledgements", len(m.Acks))
+		return c
+	}
+	for _, a := range m.Acks {
+		var ack Ack
+		p.fixed(ack[:], a, "acknowledgement", false)
+		c.Acks = append(c.Acks, ack)
 	}
 	return c
 }
@@ -295,7 +323,7 @@ func (p *parser) recordKeys(m *pb.RecordKeys) RecordKeys {
 func (p *parser) receipt(m *pb.Receipt) Receipt {
 	r := Receipt{UpTo: m.Upto}
 	p.fixed(r.Device[:], m.Device, "receipt device", false)
-	if len(m.Holes) > maxHoles || len(m.Lost) > maxLost {
+	if len(m.Holes) > maxHoles || len(m.Lost) > MaxLost {
 		p.fail("receipt with %d holes and %d lost items", len(m.Holes), len(m.Lost))
 		return r
 	}

@@ -51,7 +51,8 @@ func sampleContent() *Content {
 		ReadUpTo:    8, Card: []byte("card"), Reach: []byte("reach"), Group: []byte("group"),
 		Voids:       []Void{{Session: short(8), Chain: 2, From: 5, To: 64}},
 		RecordKeys:  &RecordKeys{Key: key(9), Discovery: key(10)},
-		TokenGrants: [][]byte{[]byte("grant")},
+		TokenGrants: []TokenGrant{{Seed: key(9), From: 3, Count: 256}},
+		Acks:        []Ack{short(10)},
 	}
 }
 
@@ -369,6 +370,15 @@ func FuzzParseContent(f *testing.F) {
 		}
 		if _, err := ParseContent(again); err != nil {
 			t.Errorf("own bytes refused: %v", err)
+		}
+	})
+}
+
+func FuzzParseTokenGrant(f *testing.F) {
+	f.Add(TokenGrant{Seed: key(9), From: 3, Count: 256}.Marshal())
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if g, err := ParseTokenGrant(b); err == nil && !bytes.Equal(g.Marshal(), b) {
+			t.Errorf("%x reads as %+v", b, g)
 		}
 	})
 }

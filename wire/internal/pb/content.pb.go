@@ -49,7 +49,8 @@ type Content struct {
 	Group         []byte                 `protobuf:"bytes,36,opt,name=group,proto3" json:"group,omitempty"`                        // group control
 	Voids         []*Void                `protobuf:"bytes,37,rep,name=voids,proto3" json:"voids,omitempty"`
 	RecordKeys    *RecordKeys            `protobuf:"bytes,38,opt,name=record_keys,json=recordKeys,proto3" json:"record_keys,omitempty"`
-	TokenGrants   [][]byte               `protobuf:"bytes,39,rep,name=token_grants,json=tokenGrants,proto3" json:"token_grants,omitempty"`
+	TokenGrants   [][]byte               `protobuf:"bytes,39,rep,name=token_grants,json=tokenGrants,proto3" json:"token_grants,omitempty"` // 41 bytes each: tokens for the sender's mailboxes
+	Acks          [][]byte               `protobuf:"bytes,40,rep,name=acks,proto3" json:"acks,omitempty"`                                  // 16 bytes each: acknowledgements of items that came by a mailbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -248,6 +249,13 @@ func (x *Content) GetRecordKeys() *RecordKeys {
 func (x *Content) GetTokenGrants() [][]byte {
 	if x != nil {
 		return x.TokenGrants
+	}
+	return nil
+}
+
+func (x *Content) GetAcks() [][]byte {
+	if x != nil {
+		return x.Acks
 	}
 	return nil
 }
@@ -636,7 +644,7 @@ var File_content_proto protoreflect.FileDescriptor
 
 const file_content_proto_rawDesc = "" +
 	"\n" +
-	"\rcontent.proto\x12\bsotto.v1\"\xb6\x05\n" +
+	"\rcontent.proto\x12\bsotto.v1\"\xca\x05\n" +
 	"\aContent\x12\x15\n" +
 	"\x06msg_id\x18\x01 \x01(\fR\x05msgId\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\fR\x06device\x12\f\n" +
@@ -664,7 +672,8 @@ const file_content_proto_rawDesc = "" +
 	"\x05voids\x18% \x03(\v2\x0e.sotto.v1.VoidR\x05voids\x125\n" +
 	"\vrecord_keys\x18& \x01(\v2\x14.sotto.v1.RecordKeysR\n" +
 	"recordKeys\x12!\n" +
-	"\ftoken_grants\x18' \x03(\fR\vtokenGrants\"h\n" +
+	"\ftoken_grants\x18' \x03(\fR\vtokenGrants\x12\x12\n" +
+	"\x04acks\x18( \x03(\fR\x04acks\"h\n" +
 	"\x04File\x12\x12\n" +
 	"\x04hash\x18\x01 \x01(\fR\x04hash\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\x12\x12\n" +

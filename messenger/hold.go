@@ -1,0 +1,463 @@
+package messenger
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sotto/identity"
+	"sotto/session"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// What the recipient's device did not take soon is left at its mailboxes as well (PROTOCOL 17.4). It goes on beside the direct way, never
+// instead of it, and changes nothing there: an entry leaves the outbox when the recipient acknowledged it, whoever carried it.
+//
+//  1. the outbox kicks the recipient (kick); Hedge later its entries that still wait are looked at, at once if the recipient is away;
+//  2. those that a mailbox of the recipient does not keep yet, or not for long, are packed into envelopes (pack);
+//  3. each envelope is sealed afresh for each mailbox and left there for a token (leave);
+//  4. the signed receipts become the entries' custody, and their messages held (kept).
+
+// holder knows whose entries are to be looked at, and which mailboxes are to be left in peace for now.
+type holder struct {
+	mu     sync.Mutex // guards what follows
+	soon   map[identity.AccountID]bool
+	away   map[identity.AccountID]bool
+	pauses map[[32]byte]*boxPause
+	signal chan struct{}
+}
+
+// boxPause is how long a mailbox that failed is not asked.
+type boxPause struct {
+	until time.Time
+	last  time.Duration
+}
+
+func newHolder() *holder {
+	return &holder{soon: map[identity.AccountID]bool{}, away: map[identity.AccountID]bool{}, pauses: map[[32]byte]*boxPause{}, signal: make(chan struct{}, 1)}
+}
+
+// kick has a recipient's entries looked at.
+func (h *holder) kick(acct identity.AccountID) {
+	h.mu.Lock()
+	h.soon[acct] = true
+	h.mu.Unlock()
+	poke(h.signal)
+}
+
+// setAway notes whether the direct way works; when it stops working, what waits need wait no longer.
+func (h *holder) setAway(acct identity.AccountID, away bool) {
+	h.mu.Lock()
+	was := h.away[acct]
+	if away {
+		h.away[acct], h.soon[acct] = true, true
+	} else {
+		delete(h.away, acct)
+	}
+	h.mu.Unlock()
+	if away && !was {
+		poke(h.signal)
+	}
+}
+
+// take returns who is to be looked at, and who of them is away.
+func (h *holder) take() (list []identity.AccountID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for acct := range h.soon {
+		list = append(list, acct)
+	}
+	h.soon = map[identity.AccountID]bool{}
+	return list
+}
+
+func (h *holder) isAway(acct identity.AccountID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.away[acct]
+}
+
+// paused tells how long a box is to be left in peace.
+func (h *holder) paused(box [32]byte, now time.Time) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if p := h.pauses[box]; p != nil {
+		return p.until.Sub(now)
+	}
+	return 0
+}
+
+// Pauses after a deposit that was not taken.
+const (
+	depositRetryMin = 2 * time.Second
+	depositRetryMax = 2 * time.Minute
+	refusedRetryMin = 5 * time.Minute // a box without room, or that does not know our tokens
+	refusedRetryMax = 6 * time.Hour
+)
+
+// note has a box left in peace after a failure, longer each time.
+func (h *holder) note(box [32]byte, now time.Time, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil {
+		delete(h.pauses, box)
+		return
+	}
+	least, most := depositRetryMin, depositRetryMax
+	if errors.Is(err, wire.ErrRefused) || errors.Is(err, wire.ErrNotFound) {
+		least, most = refusedRetryMin, refusedRetryMax
+	}
+	p := h.pauses[box]
+	if p == nil {
+		p = &boxPause{}
+		h.pauses[box] = p
+	}
+	p.last = min(max(p.last*3/2, least), most)
+	p.until = now.Add(jitter(p.last))
+}
+
+// runHold looks at the recipients that were kicked, Hedge after the kick, and again when a mailbox may be asked again.
+func (m *Messenger) runHold(ctx context.Context, boxes Mailboxes) error {
+	again := tendEvery
+	for {
+		if err := m.waitOr(ctx, again, m.holder.signal); err != nil {
+			return nil
+		}
+		if err := m.clock.Wait(ctx, m.limits.Hedge/4); err != nil { // kicks come in clusters
+			return nil
+		}
+		var g errgroup.Group
+		g.SetLimit(8)
+		var mu sync.Mutex // guards again
+		again = tendEvery
+		for _, acct := range m.holder.take() {
+			g.Go(func() error {
+				next, err := m.holdFor(ctx, boxes, acct)
+				if next > 0 {
+					m.holder.mu.Lock()
+					m.holder.soon[acct] = true
+					m.holder.mu.Unlock()
+					mu.Lock()
+					again = min(again, next)
+					mu.Unlock()
+				}
+				if passing(err) {
+					return nil
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+	}
+}
+
+// holding is what of one recipient's entries is to be left where.
+type holding struct {
+	contact store.Contact
+	card    identity.Card
+	rows    []store.Outgoing // with whole items
+	boxes   []identity.Box   // that may be asked now
+	next    time.Duration    // look again after so long, 0 for not
+}
+
+// holdFor leaves a recipient's waiting entries at its mailboxes. It returns after how long to look again, 0 for when kicked.
+func (m *Messenger) holdFor(ctx context.Context, boxes Mailboxes, acct identity.AccountID) (time.Duration, error) {
+	for ctx.Err() == nil {
+		h, err := m.toHold(acct)
+		if err != nil || len(h.rows) == 0 || len(h.boxes) == 0 {
+			return h.next, err
+		}
+		left, err := m.holdBatch(ctx, boxes, h)
+		if err != nil || !left {
+			return max(h.next, depositRetryMin), err
+		}
+	}
+	return 0, nil
+}
+
+// toHold collects what waits and is not kept yet by a mailbox that may be asked.
+func (m *Messenger) toHold(acct identity.AccountID) (h holding, err error) {
+	now := m.clock.Now()
+	err = m.store.View(func(tx *store.Tx) error {
+		c, err := tx.Contact(acct)
+		if errors.Is(err, store.ErrNotFound) || err == nil && !mayConnect(c) || len(c.Card) == 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		h.contact = c
+		if h.card, err = identity.ParseCard(c.Card); err != nil {
+			return nil // said when it was taken
+		}
+		for _, box := range h.card.Core.Boxes {
+			if pause := m.holder.paused(box.ID, now); pause > 0 {
+				h.again(pause)
+			} else {
+				h.boxes = append(h.boxes, box)
+			}
+		}
+		if len(h.boxes) == 0 {
+			return nil
+		}
+		if tokens, err := tx.Granted(acct); errors.Is(err, store.ErrNotFound) || err == nil && tokens.Next >= tokens.End {
+			h.boxes = nil // more come with what the recipient says next
+			return nil
+		} else if err != nil {
+			return err
+		}
+		return m.waitingFor(tx, &h, now)
+	})
+	return h, err
+}
+
+// waitingFor adds the first entries that lack custody, whole, as many as one turn should have in memory.
+func (m *Messenger) waitingFor(tx *store.Tx, h *holding, now time.Time) error {
+	heads := headings{}
+	acct := identity.AccountID(h.contact.Account)
+	for after, size := uint64(0), 0; size < batchBytes; {
+		rows, err := tx.OutgoingsAfter(acct, after, 256)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		after = rows[len(rows)-1].Order
+		for _, out := range rows {
+			age := now.Sub(out.Created)
+			switch {
+			case len(out.Item) == 0 || m.expired(out, now) || size >= batchBytes:
+			case !slices.ContainsFunc(h.boxes, func(b identity.Box) bool { return m.lacks(out, b.ID, now) }):
+			case !m.holder.isAway(acct) && age >= 0 && age < m.limits.Hedge:
+				h.again(m.limits.Hedge - age)
+			default:
+				if err := heads.restore(tx, &out); err != nil {
+					return err
+				}
+				if len(out.Item) > 0 {
+					h.rows, size = append(h.rows, out), size+len(out.Item)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (h *holding) again(d time.Duration) {
+	if h.next == 0 || d < h.next {
+		h.next = d
+	}
+}
+
+// lacks reports whether a mailbox does not keep an entry, or will not for long.
+func (m *Messenger) lacks(out store.Outgoing, box [32]byte, now time.Time) bool {
+	for _, c := range out.Custody {
+		if c.Box == box {
+			return c.Until.Sub(now) < m.limits.RenewBefore && (out.Expires.IsZero() || out.Expires.After(c.Until))
+		}
+	}
+	return true
+}
+
+// holdBatch packs entries and leaves each pack at every mailbox that lacks one of it. Left says that it makes sense to look again at once.
+func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (left bool, err error) {
+	for _, pack := range packs(h.rows) {
+		i, tokens, err := m.takeToken(h.contact.Account)
+		if err != nil || tokens == nil {
+			return false, err
+		}
+		promises := make(chan promise, len(h.boxes))
+		var g errgroup.Group
+		for _, box := range h.boxes {
+			lacking := slices.DeleteFunc(slices.Clone(pack), func(out store.Outgoing) bool { return !m.lacks(out, box.ID, m.clock.Now()) })
+			if len(lacking) == 0 {
+				continue
+			}
+			g.Go(func() error {
+				custody, err := m.leave(ctx, boxes, h.card, box, wire.BoxToken(tokens.Seed, i, box.ID), lacking)
+				if ctx.Err() != nil {
+					return nil
+				}
+				m.holder.note(box.ID, m.clock.Now(), err)
+				if err != nil {
+					m.log.Info("nothing left at a mailbox", "err", err)
+				} else {
+					promises <- promise{lacking, custody}
+				}
+				return nil
+			})
+		}
+		noted := make(chan error, 1)
+		go func() { noted <- m.noteAll(ctx, h, promises, &left) }()
+		_ = g.Wait()
+		close(promises)
+		if err := <-noted; err != nil {
+			return false, err
+		}
+	}
+	return left, nil
+}
+
+// promise is what one mailbox signed to keep.
+type promise struct {
+	rows    []store.Outgoing
+	custody store.Custody
+}
+
+// together is how long a promise waits for others of the same pack, so that a message is told to be held once and not three times.
+const together = 300 * time.Millisecond
+
+// noteAll notes promises as they come, those that come together in one transaction.
+func (m *Messenger) noteAll(ctx context.Context, h holding, promises <-chan promise, left *bool) error {
+	var failed error
+	for first := range promises {
+		list := []promise{first}
+		waited, cancel := context.WithCancel(ctx)
+		over := make(chan struct{})
+		go func() { defer close(over); _ = m.clock.Wait(waited, together) }()
+		for more := len(list) < len(h.boxes); more; {
+			select {
+			case p, ok := <-promises:
+				if ok {
+					list = append(list, p)
+				}
+				more = ok && len(list) < len(h.boxes)
+			case <-over:
+				more = false
+			}
+		}
+		cancel()
+		<-over
+		if failed == nil {
+			failed = m.kept(h.contact.Account, h.card, list)
+			*left = failed == nil
+		}
+	}
+	return failed
+}
+
+// packs puts entries together that go into one envelope, in their order: as many as the largest holds, since tokens are few.
+func packs(rows []store.Outgoing) (list [][]store.Outgoing) {
+	var items [][]byte
+	from := 0
+	for i, out := range rows {
+		next := append(items, out.Item)
+		if _, err := session.EnvelopeSize(next); (err != nil || len(next) > wire.MaxAcks) && len(items) > 0 {
+			list, from, next = append(list, rows[from:i]), i, [][]byte{out.Item}
+		}
+		items = next
+	}
+	if from < len(rows) {
+		list = append(list, rows[from:])
+	}
+	return list
+}
+
+// takeToken takes the next of a contact's tokens; nil when there is none left.
+func (m *Messenger) takeToken(acct [32]byte) (i uint32, tokens *store.Granted, err error) {
+	err = m.store.Update(func(tx *store.Tx) error {
+		row, err := tx.Granted(acct)
+		if errors.Is(err, store.ErrNotFound) || err == nil && row.Next >= row.End {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		i, tokens = row.Next, &row
+		next := row
+		next.Next++
+		return tx.PutGranted(acct, next)
+	})
+	return i, tokens, err
+}
+
+// depositTimeout bounds one deposit.
+const depositTimeout = 30 * time.Second
+
+// leave seals entries for one mailbox and leaves them there.
+func (m *Messenger) leave(ctx context.Context, boxes Mailboxes, card identity.Card, box identity.Box, token [16]byte, pack []store.Outgoing) (store.Custody, error) {
+	items := make([][]byte, len(pack))
+	for i, out := range pack {
+		items[i] = out.Item
+	}
+	env, err := session.SealEnvelope(card.Core.Seal, items)
+	if err != nil {
+		return store.Custody{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, depositTimeout)
+	defer cancel()
+	receipt, err := boxes.Deposit(ctx, box.Addr, wire.Deposit{Box: box.ID, Token: token, Envelope: env})
+	if err != nil {
+		return store.Custody{}, err
+	}
+	return store.Custody{Box: box.ID, Hash: sha256.Sum256(env), Until: time.Unix(receipt.HeldUntil, 0)}, nil
+}
+
+// kept notes mailboxes' promises on each entry that still waits. What only acknowledges needs no more than one.
+func (m *Messenger) kept(acct [32]byte, card identity.Card, list []promise) error {
+	return m.store.Update(func(tx *store.Tx) error {
+		waiting := map[uint64]*store.Outgoing{}
+		for _, p := range list {
+			for _, sent := range p.rows {
+				out := waiting[sent.Order]
+				if out == nil {
+					row, err := tx.Outgoing(acct, sent.Order)
+					if errors.Is(err, store.ErrNotFound) {
+						continue // delivered meanwhile
+					}
+					if err != nil {
+						return err
+					}
+					if row.Session != sent.Session || row.Chain != sent.Chain || row.N != sent.N {
+						continue // encrypted anew meanwhile
+					}
+					out = &row
+					waiting[sent.Order] = out
+				}
+				out.Custody = append(slices.DeleteFunc(out.Custody, func(c store.Custody) bool { return c.Box == p.custody.Box }), p.custody)
+			}
+		}
+		for _, order := range slices.Sorted(maps.Keys(waiting)) {
+			if err := m.noteCustody(tx, waiting[order], card); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (m *Messenger) noteCustody(tx *store.Tx, out *store.Outgoing, card identity.Card) error {
+	if out.AcksOnly {
+		return tx.DeleteOutgoing(out.Account, out.Order)
+	}
+	if err := tx.PutOutgoing(out); err != nil || out.Control {
+		return err
+	}
+	return m.markHeld(tx, *out, card)
+}
+
+// markHeld moves a message to held, or tells that more mailboxes keep it now.
+func (m *Messenger) markHeld(tx *store.Tx, out store.Outgoing, card identity.Card) error {
+	held := store.Holding{Of: len(card.Core.Boxes)}
+	for _, c := range out.Custody {
+		if !slices.ContainsFunc(card.Core.Boxes, func(b identity.Box) bool { return b.ID == c.Box }) {
+			continue
+		}
+		held.By++
+		if held.Until.IsZero() || c.Until.Before(held.Until) {
+			held.Until = c.Until
+		}
+	}
+	before, was, err := tx.State(out.Talk, out.Row)
+	if err != nil || !forward(before, StateHeld) && (before != StateHeld || was == held) {
+		return err
+	}
+	return m.setState(tx, out, StateHeld, "", held)
+}

@@ -1,0 +1,517 @@
+package messenger
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"sotto/identity"
+	"sotto/store"
+	"sotto/wire"
+)
+
+// Mail for the absent (PROTOCOL 17) touches the messenger in four files: this one keeps our own boxes at volunteers' mailboxes, grant.go
+// hands out the right to leave mail in them, hold.go leaves mail at others' mailboxes, collect.go takes ours.
+
+// Mailboxes is what the messenger asks of volunteers' mailboxes. An address is a binary multiaddr that ends in the mailbox's peer id.
+// Failures are the sentinels of package wire.
+type Mailboxes interface {
+	// ParseAddr reads an address as people write it, and the mailbox's key out of it.
+	ParseAddr(text string) (addr []byte, service [32]byte, err error)
+	// FormatAddr is what ParseAddr reads.
+	FormatAddr(addr []byte) string
+	// Terms asks a mailbox what it offers.
+	Terms(ctx context.Context, addr []byte) (wire.Terms, error)
+	// Deposit leaves an envelope and returns the mailbox's verified receipt.
+	Deposit(ctx context.Context, addr []byte, d wire.Deposit) (wire.Custody, error)
+	// Open connects to a mailbox as the owner of the box with that key, registered or not.
+	Open(ctx context.Context, addr []byte, key ed25519.PrivateKey) (BoxStream, error)
+	// Known lists mailboxes that volunteers or neighbours told of, best first.
+	Known() [][]byte
+}
+
+// BoxStream is a connection to a box of our own. Its methods are called one at a time.
+type BoxStream interface {
+	Register(ctx context.Context, a wire.Admission) (wire.Standing, error)
+	Standing(ctx context.Context) (wire.Standing, error)
+	Pool(ctx context.Context, add, drop [][16]byte) error
+	// Wait returns mail above after, or none when the time is over.
+	Wait(ctx context.Context, after uint64, most int, within time.Duration) (wire.Page, error)
+	Ack(ctx context.Context, ids []uint64) error
+	Republish(ctx context.Context, list []wire.Republish) error
+	Remove(ctx context.Context) error
+	Close() error
+}
+
+// States of a box of ours.
+const (
+	BoxNew     = "new"     // not registered yet
+	BoxOpen    = "open"    // takes mail
+	BoxLeaving = "leaving" // given up: no card names it any more; read until nobody can have an old card
+)
+
+// How boxes are looked after.
+const (
+	tendEvery   = time.Hour        // standing, tokens, records
+	waitFor     = 10 * time.Minute // a WAIT that brings nothing
+	boxRetryMin = 2 * time.Second
+	boxRetryMax = 5 * time.Minute
+	askTimeout  = 30 * time.Second
+)
+
+// runBoxes keeps a collector and a tender for each of our boxes, and chooses mailboxes while there are too few.
+func (m *Messenger) runBoxes(ctx context.Context, boxes Mailboxes) error {
+	g, ctx := errgroup.WithContext(ctx)
+	running := map[[32]byte]context.CancelFunc{}
+	changed := m.boxes.watch()
+	defer m.boxes.unwatch(changed)
+	for {
+		if err := m.chooseBoxes(ctx, boxes); err != nil && !passing(err) {
+			return errors.Join(err, g.Wait())
+		}
+		rows, err := m.ownBoxes()
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		for _, row := range rows {
+			if running[row.ID] == nil {
+				boxed, cancel := context.WithCancel(ctx)
+				running[row.ID] = cancel
+				g.Go(func() error { return m.tend(boxed, boxes, row.ID) })
+				g.Go(func() error { return m.collect(boxed, boxes, row.ID) })
+			}
+		}
+		for id, cancel := range running {
+			if !slices.ContainsFunc(rows, func(row store.Box) bool { return row.ID == id }) {
+				cancel()
+				delete(running, id)
+			}
+		}
+		if err := m.waitOr(ctx, tendEvery, changed); err != nil {
+			return g.Wait()
+		}
+	}
+}
+
+// passing reports whether an error of the store's is one that the next try may not meet.
+func passing(err error) bool { return errors.Is(err, store.ErrFull) }
+
+func (m *Messenger) ownBoxes() (rows []store.Box, err error) {
+	err = m.store.View(func(tx *store.Tx) error {
+		rows, err = tx.Boxes()
+		return err
+	})
+	return rows, err
+}
+
+// chooseBoxes asks mailboxes that are known for their terms and begins boxes at the quickest, until there are as many as wanted.
+func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) error {
+	rows, err := m.ownBoxes()
+	if err != nil || m.limits.Boxes < 0 {
+		return err
+	}
+	have := map[[32]byte]bool{}
+	for _, row := range rows {
+		have[row.Service] = true
+	}
+	missing := m.limits.Boxes - len(slices.DeleteFunc(rows, func(row store.Box) bool { return row.State == BoxLeaving }))
+	for _, addr := range boxes.Known() {
+		if missing <= 0 {
+			return nil
+		}
+		asked, cancel := context.WithTimeout(ctx, askTimeout)
+		terms, err := boxes.Terms(asked, addr)
+		cancel()
+		if err != nil || have[terms.Service] || terms.Mode != wire.ModeOpen || terms.DrainUntil != 0 || terms.RegisterBits > maxRegisterBits {
+			continue
+		}
+		if err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(addr), Raw: addr, Service: terms.Service, Chosen: true}); err != nil {
+			return err
+		}
+		have[terms.Service] = true
+		missing--
+	}
+	return nil
+}
+
+// maxRegisterBits is how much work a box may cost: seconds, not minutes.
+const maxRegisterBits = 24
+
+// AddMailbox begins a box at a mailbox the person names; the voucher is what its operator gave, if anything.
+func (m *Messenger) AddMailbox(ctx context.Context, boxes Mailboxes, addr, voucher string) (Mailbox, error) {
+	bad := func(err error) (Mailbox, error) {
+		return Mailbox{}, &Error{Code: CodeBadMailbox, Message: err.Error(), Remedy: "Give the mailbox's address as its operator shares it, such as /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3…", Err: err}
+	}
+	raw, service, err := boxes.ParseAddr(addr)
+	if err != nil {
+		return bad(err)
+	}
+	if len(raw) > identity.MaxBoxAddr {
+		return bad(fmt.Errorf("an address of %d bytes, at most %d", len(raw), identity.MaxBoxAddr))
+	}
+	if len(voucher) > wire.MaxVoucher {
+		return bad(fmt.Errorf("a voucher of %d bytes, at most %d", len(voucher), wire.MaxVoucher))
+	}
+	rows, err := m.ownBoxes()
+	if err != nil {
+		return Mailbox{}, err
+	}
+	live := 0
+	for _, row := range rows {
+		if row.Service == service && row.State != BoxLeaving {
+			return Mailbox{}, refuse(CodeMailboxKnown, "See: sotto mailboxes list", "this mailbox is yours already")
+		}
+		if row.State != BoxLeaving {
+			live++
+		}
+	}
+	if live >= identity.MaxBoxes {
+		return Mailbox{}, refuse(CodeTooMany, "Drop one first: sotto mailboxes list", "%d mailboxes are yours already", live)
+	}
+	row := store.Box{Addr: addr, Raw: raw, Service: service, Voucher: []byte(voucher)}
+	err = m.addBox(ctx, row)
+	return m.viewBox(row), err
+}
+
+// addBox draws a key for a box and keeps it; its tender registers it.
+func (m *Messenger) addBox(ctx context.Context, row store.Box) error {
+	seed := make([]byte, ed25519.SeedSize)
+	if _, err := io.ReadFull(m.rand, seed); err != nil {
+		return fmt.Errorf("draw a box key: %w", err)
+	}
+	row.Key, row.State, row.Created = seed, BoxNew, m.clock.Now()
+	row.ID = wire.NewBoxID(row.Service, boxPublic(row))
+	return m.update(ctx, func(tx *store.Tx) error {
+		tx.AfterCommit(func() { m.boxes.poke() })
+		return tx.PutBox(row)
+	})
+}
+
+func boxKey(row store.Box) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(row.Key) }
+
+func boxPublic(row store.Box) [32]byte { return [32]byte(boxKey(row).Public().(ed25519.PublicKey)) }
+
+// DropMailbox gives a box up: contacts are told a card without it, and it is read until mail to it must have come.
+func (m *Messenger) DropMailbox(ctx context.Context, which string) (Mailbox, error) {
+	var gone store.Box
+	err := m.update(ctx, func(tx *store.Tx) error {
+		rows, err := tx.Boxes()
+		if err != nil {
+			return err
+		}
+		if gone, err = findBox(rows, which); err != nil {
+			return err
+		}
+		if gone.State == BoxNew {
+			tx.AfterCommit(func() { m.boxes.poke() })
+			return tx.DeleteBox(gone.ID)
+		}
+		gone.State, gone.Failing = BoxLeaving, m.clock.Now()
+		if err := tx.PutBox(gone); err != nil {
+			return err
+		}
+		return m.resignCard(tx)
+	})
+	if err == nil {
+		err = m.tellAll()
+	}
+	return m.viewBox(gone), err
+}
+
+// findBox finds the box a person means: by the beginning of its id, or by its address.
+func findBox(rows []store.Box, which string) (store.Box, error) {
+	var fit []store.Box
+	for _, row := range rows {
+		if row.Addr == which || which != "" && len(which) >= 4 && boxShort(row.ID, len(which)) == which {
+			fit = append(fit, row)
+		}
+	}
+	switch len(fit) {
+	case 0:
+		return store.Box{}, refuse(CodeMailboxNotFound, "See all: sotto mailboxes list", "you have no mailbox %q", which)
+	case 1:
+		return fit[0], nil
+	}
+	return store.Box{}, refuse(CodeAmbiguous, "Type more of it: sotto mailboxes list", "%q fits several mailboxes", which)
+}
+
+func boxShort(id [32]byte, n int) string { return fmt.Sprintf("%x", id)[:min(n, 64)] }
+
+// Mailboxes lists our boxes, oldest first.
+func (m *Messenger) Mailboxes(ctx context.Context) ([]Mailbox, error) {
+	rows, err := m.ownBoxes()
+	slices.SortFunc(rows, func(a, b store.Box) int { return a.Created.Compare(b.Created) })
+	var out []Mailbox
+	for _, row := range rows {
+		out = append(out, m.viewBox(row))
+	}
+	return out, err
+}
+
+func (m *Messenger) viewBox(row store.Box) Mailbox {
+	return Mailbox{
+		ID: boxShort(row.ID, 8), Addr: row.Addr, State: row.State, Ready: row.Ready, Chosen: row.Chosen, Since: row.Created, Seen: row.Seen, Failing: row.Failing, Why: row.Why,
+		Quota: row.Quota, Used: row.Used, Days: row.Days,
+	}
+}
+
+// tend registers a box, brings its tokens and records up to date whenever they changed, and gives it up when its time is over.
+func (m *Messenger) tend(ctx context.Context, boxes Mailboxes, id [32]byte) error {
+	pause := boxRetryMin
+	changed := m.boxes.watch()
+	defer m.boxes.unwatch(changed)
+	for ctx.Err() == nil {
+		err := m.tendOnce(ctx, boxes, id)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil // dropped
+		}
+		if storeFailed(err) {
+			return err
+		}
+		next := tendEvery
+		if err != nil && ctx.Err() == nil {
+			m.log.Info("mailbox not tended", "err", err)
+			if err := m.noteBox(id, err); err != nil {
+				return err
+			}
+			next, pause = jitter(pause), min(2*pause, boxRetryMax)
+		} else {
+			pause = boxRetryMin
+		}
+		if err := m.waitOr(ctx, next, changed); err != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+// changes tells loops that our boxes, or the tokens for them, changed.
+type changes struct {
+	mu    sync.Mutex // guards loops
+	loops []chan struct{}
+}
+
+func (c *changes) watch() chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	kick := make(chan struct{}, 1)
+	c.loops = append(c.loops, kick)
+	return kick
+}
+
+func (c *changes) unwatch(kick chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.loops = slices.DeleteFunc(c.loops, func(k chan struct{}) bool { return k == kick })
+}
+
+func (c *changes) poke() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, kick := range c.loops {
+		poke(kick)
+	}
+}
+
+// storeFailed tells failures of our own disk from those of a mailbox.
+func storeFailed(err error) bool {
+	return errors.Is(err, store.ErrDamaged) || errors.Is(err, store.ErrReadOnly)
+}
+
+func (m *Messenger) tendOnce(ctx context.Context, boxes Mailboxes, id [32]byte) error {
+	row, err := m.box(id)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	s, err := boxes.Open(ctx, row.Raw, boxKey(row))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = s.Close() }()
+	if row.State == BoxLeaving && m.clock.Now().Sub(row.Failing) > time.Duration(row.Days+15)*24*time.Hour && !m.doubtful(m.clock.Now()) {
+		if err := s.Remove(ctx); err != nil && !errors.Is(err, wire.ErrNotFound) {
+			return err
+		}
+		return m.update(ctx, func(tx *store.Tx) error { return tx.DeleteBox(id) })
+	}
+	standing, err := m.register(ctx, boxes, s, row)
+	if err != nil {
+		return err
+	}
+	if err := m.noteStanding(id, standing); err != nil {
+		return err
+	}
+	if err := m.fillPool(ctx, s, id); err != nil {
+		return err
+	}
+	return m.republish(ctx, s)
+}
+
+func (m *Messenger) box(id [32]byte) (row store.Box, err error) {
+	err = m.store.View(func(tx *store.Tx) error {
+		row, err = tx.Box(id)
+		return err
+	})
+	return row, err
+}
+
+// register asks for the box's standing, and makes the box if the mailbox does not know it, or not any more.
+func (m *Messenger) register(ctx context.Context, boxes Mailboxes, s BoxStream, row store.Box) (wire.Standing, error) {
+	if row.State != BoxNew {
+		standing, err := s.Standing(ctx)
+		if !errors.Is(err, wire.ErrNotFound) {
+			return standing, err
+		}
+		m.log.Warn("a mailbox has lost our box; it is made anew")
+		if err := m.emptyPool(row.ID); err != nil {
+			return wire.Standing{}, err
+		}
+	}
+	terms, err := boxes.Terms(ctx, row.Raw)
+	if err != nil {
+		return wire.Standing{}, err
+	}
+	if terms.Service != row.Service {
+		return wire.Standing{}, fmt.Errorf("another mailbox answers there: %w", wire.ErrRefused)
+	}
+	a := wire.Admission{Voucher: row.Voucher, Hour: uint32(m.now().Unix() / 3600)}
+	if terms.Mode == wire.ModeOpen && len(row.Voucher) == 0 {
+		if terms.RegisterBits > maxRegisterBits {
+			return wire.Standing{}, fmt.Errorf("it asks for %d bits of work: %w", terms.RegisterBits, wire.ErrRefused)
+		}
+		for bk := boxPublic(row); !wire.RegisterFits(row.Service, bk, a.Hour, a.Nonce, terms.RegisterBits); a.Nonce++ {
+			if a.Nonce%4096 == 0 && ctx.Err() != nil {
+				return wire.Standing{}, ctx.Err()
+			}
+		}
+	}
+	return s.Register(ctx, a)
+}
+
+// noteStanding keeps what a mailbox said of our box.
+func (m *Messenger) noteStanding(id [32]byte, standing wire.Standing) error {
+	return m.store.Update(func(tx *store.Tx) error {
+		row, err := tx.Box(id)
+		if err != nil {
+			return err
+		}
+		before := row
+		if row.State == BoxNew {
+			row.State = BoxOpen
+		}
+		if row.State == BoxOpen {
+			row.Failing, row.Why = time.Time{}, ""
+		}
+		row.Quota, row.Used, row.Days = standing.Bytes, standing.UsedBytes, int(standing.KeepDays)
+		if now := m.clock.Now(); now.Sub(row.Seen).Abs() > seenStep {
+			row.Seen = now
+		}
+		if sameBox(before, row) {
+			return nil
+		}
+		return tx.PutBox(row)
+	})
+}
+
+func sameBox(a, b store.Box) bool {
+	return a.State == b.State && a.Seen.Equal(b.Seen) && a.Failing.Equal(b.Failing) && a.Why == b.Why && a.Quota == b.Quota && a.Used == b.Used && a.Days == b.Days
+}
+
+// noteBox keeps why a mailbox does not serve us, and since when.
+func (m *Messenger) noteBox(id [32]byte, why error) error {
+	err := m.store.Update(func(tx *store.Tx) error {
+		row, err := tx.Box(id)
+		if err != nil || row.State == BoxLeaving || row.Why == reason(why) {
+			return err
+		}
+		row.Why = reason(why)
+		if row.Failing.IsZero() {
+			row.Failing = m.clock.Now()
+		}
+		return tx.PutBox(row)
+	})
+	if errors.Is(err, store.ErrNotFound) || passing(err) {
+		return nil
+	}
+	return err
+}
+
+// republish hands our open invites' records to the mailbox, which keeps them in the DHT while we are away.
+func (m *Messenger) republish(ctx context.Context, s BoxStream) error {
+	var list []wire.Republish
+	err := m.store.View(func(tx *store.Tx) error {
+		rows, err := tx.Invites()
+		for _, row := range rows {
+			if len(row.Record) > 0 && m.now().Before(row.Expires) && len(list) < m.limits.MaxInvites {
+				list = append(list, wire.Republish{Name: row.Name, Record: row.Record})
+			}
+		}
+		return err
+	})
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	return s.Republish(ctx, list)
+}
+
+// resignCard signs the card anew when our boxes changed; prekey and dates stay.
+func (m *Messenger) resignCard(tx *store.Tx) error {
+	row, err := tx.GetSelf()
+	if err != nil {
+		return err
+	}
+	card, err := identity.ParseCard(row.Card)
+	if err != nil {
+		return fmt.Errorf("read our card: %w", err)
+	}
+	core := card.Core
+	if core.Boxes, err = m.cardBoxes(tx); err != nil {
+		return err
+	}
+	if slices.EqualFunc(core.Boxes, card.Core.Boxes, func(a, b identity.Box) bool { return a.ID == b.ID && string(a.Addr) == string(b.Addr) }) {
+		return nil
+	}
+	row.CardSeq++
+	core.Seq = row.CardSeq
+	if row.Card, err = identity.SignCard(row.DeviceList, m.current().device, core, card.Prekey); err != nil {
+		return err
+	}
+	m.adoptCard(tx, row)
+	return tx.PutSelf(row)
+}
+
+// cardBoxes are the boxes at which everybody may leave mail who was given tokens.
+func (m *Messenger) cardBoxes(tx *store.Tx) ([]identity.Box, error) {
+	rows, err := tx.Boxes()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(rows, func(a, b store.Box) int { return a.Created.Compare(b.Created) })
+	var out []identity.Box
+	for _, row := range rows {
+		if row.State == BoxOpen && row.Ready && len(row.Raw) > 0 && len(out) < identity.MaxBoxes {
+			out = append(out, identity.Box{Addr: row.Raw, ID: row.ID})
+		}
+	}
+	return out, nil
+}
+
+// adoptCard makes a signed card ours once it is on disk.
+func (m *Messenger) adoptCard(tx *store.Tx, row store.Self) {
+	card, n := row.Card, row.CardSeq
+	tx.AfterCommit(func() {
+		m.mu.Lock()
+		m.self.card, m.self.cardN = card, n
+		m.mu.Unlock()
+		poke(m.moved) // invites carry the card
+	})
+}

@@ -1,0 +1,124 @@
+package store
+
+import (
+	"crypto/sha256"
+	"time"
+)
+
+// Box is a box of ours at a mailbox; the whole row lives in the vault.
+type Box struct {
+	ID      [32]byte  `cbor:"-"`                    // in the row's name
+	Addr    string    `cbor:"1,keyasint"`           // multiaddr of the mailbox, with its peer id, as people write it
+	Raw     []byte    `cbor:"15,keyasint"`          // the same in binary
+	Service [32]byte  `cbor:"2,keyasint"`           // the mailbox's key
+	Key     []byte    `cbor:"3,keyasint"`           // seed of the box's own Ed25519 key
+	State   string    `cbor:"4,keyasint"`           // the messenger's word for where it stands
+	Chosen  bool      `cbor:"5,keyasint,omitempty"` // by the program, not by the person
+	Voucher []byte    `cbor:"6,keyasint,omitempty"`
+	Created time.Time `cbor:"7,keyasint,omitzero"`
+	Seen    time.Time `cbor:"8,keyasint,omitzero"` // when it last answered
+	Failing time.Time `cbor:"9,keyasint,omitzero"` // since when it does not
+	Why     string    `cbor:"10,keyasint,omitempty"`
+	Quota   uint64    `cbor:"11,keyasint,omitempty"` // bytes
+	Used    uint64    `cbor:"12,keyasint,omitempty"`
+	Days    int       `cbor:"13,keyasint,omitempty"` // how long it keeps mail
+	Ready   bool      `cbor:"14,keyasint,omitempty"` // holds tokens of everybody who may leave mail: it may stand in the card
+}
+
+// String keeps the key out of logs.
+func (Box) String() string { return hidden }
+
+// GoString keeps the key out of logs.
+func (Box) GoString() string { return hidden }
+
+// PutBox writes a box.
+func (tx *Tx) PutBox(row Box) error { return put(tx, key(tBox, row.ID[:]), row) }
+
+// Box returns one box.
+func (tx *Tx) Box(id [32]byte) (Box, error) {
+	row, err := get[Box](tx, key(tBox, id[:]))
+	row.ID = id
+	return row, err
+}
+
+// Boxes returns all boxes, in the order of their ids.
+func (tx *Tx) Boxes() ([]Box, error) {
+	var rows []Box
+	err := tx.iterate(scan{prefix: key(tBox)}, func(k, plain []byte) (bool, error) {
+		row := Box{ID: [32]byte(k[1:])}
+		if err := decode(plain, &row); err != nil {
+			return false, tx.s.damaged(k, err)
+		}
+		rows = append(rows, row)
+		return true, nil
+	})
+	return rows, err
+}
+
+// DeleteBox forgets a box.
+func (tx *Tx) DeleteBox(id [32]byte) error { return tx.delete(key(tBox, id[:])) }
+
+// Grant is a run of tokens for our boxes, made from one seed, for one contact or one invite, or for nobody yet.
+type Grant struct {
+	Seed    [32]byte            `cbor:"1,keyasint"`
+	Count   uint32              `cbor:"2,keyasint"`           // tokens made: those below
+	Account [32]byte            `cbor:"3,keyasint,omitzero"`  // whose they are
+	Invite  [16]byte            `cbor:"4,keyasint,omitzero"`  // or in whose bundle they stand
+	Spent   uint32              `cbor:"5,keyasint,omitempty"` // the highest that was spent, and one
+	Pooled  map[[32]byte]uint32 `cbor:"6,keyasint,omitempty"` // by box: tokens that the mailbox confirmed
+	Dropped bool                `cbor:"7,keyasint,omitempty"` // to be taken out of all pools
+	Created time.Time           `cbor:"8,keyasint,omitzero"`
+}
+
+// String keeps the seed out of logs.
+func (Grant) String() string { return hidden }
+
+// GoString keeps the seed out of logs.
+func (Grant) GoString() string { return hidden }
+
+// ID names a grant without telling its seed.
+func (g *Grant) ID() [16]byte {
+	sum := sha256.Sum256(g.Seed[:])
+	return [16]byte(sum[:16])
+}
+
+// PutGrant writes a grant.
+func (tx *Tx) PutGrant(row Grant) error {
+	id := row.ID()
+	return put(tx, key(tGrant, id[:]), row)
+}
+
+// Grant returns one grant.
+func (tx *Tx) Grant(id [16]byte) (Grant, error) { return get[Grant](tx, key(tGrant, id[:])) }
+
+// Grants returns every grant.
+func (tx *Tx) Grants() ([]Grant, error) { return all[Grant](tx, key(tGrant)) }
+
+// DeleteGrant forgets a grant.
+func (tx *Tx) DeleteGrant(id [16]byte) error { return tx.delete(key(tGrant, id[:])) }
+
+// Granted is what we may leave at a contact's boxes: tokens of its seed from Next up to End.
+type Granted struct {
+	Seed [32]byte `cbor:"1,keyasint"`
+	Next uint32   `cbor:"2,keyasint"`
+	End  uint32   `cbor:"3,keyasint"`
+}
+
+// String keeps the seed out of logs.
+func (Granted) String() string { return hidden }
+
+// GoString keeps the seed out of logs.
+func (Granted) GoString() string { return hidden }
+
+// PutGranted writes what we may leave at a contact's boxes.
+func (tx *Tx) PutGranted(account [32]byte, row Granted) error {
+	return put(tx, key(tGranted, account[:]), row)
+}
+
+// Granted returns what we may leave at a contact's boxes.
+func (tx *Tx) Granted(account [32]byte) (Granted, error) {
+	return get[Granted](tx, key(tGranted, account[:]))
+}
+
+// DeleteGranted forgets a contact's tokens.
+func (tx *Tx) DeleteGranted(account [32]byte) error { return tx.delete(key(tGranted, account[:])) }
