@@ -153,13 +153,29 @@ func (m *Messenger) takeAcks(tx *store.Tx, c store.Contact, acks []wire.Ack) err
 	}
 	for _, out := range rows {
 		if len(out.Item) > 0 && known[out.Ack] {
-			if err := m.delivered(tx, out, "from a mailbox"); err != nil {
+			delete(known, out.Ack)
+			if err := m.delivered(tx, out, byMailbox); err != nil {
 				return err
 			}
 		}
 	}
+	for a := range known {
+		row, ok, err := tx.TakeLate(c.Account, a)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue // acknowledged before
+		}
+		if err := m.markWaiting(tx, store.Outgoing{MsgID: row.Message, Talk: row.Talk, Row: row.Row}, StateDelivered, byMailbox); err != nil {
+			return err
+		}
+	}
 	return nil
 }
+
+// byMailbox is how a message came that a mailbox kept.
+const byMailbox = "by a mailbox"
 
 // takeReceipt marks what the other side says it holds: everything up to a counter but the holes.
 func (m *Messenger) takeReceipt(tx *store.Tx, c store.Contact, r wire.Receipt) error {

@@ -120,7 +120,7 @@ func (g *granting) toContact(c store.Contact) error {
 		at = slices.IndexFunc(g.grants, func(row store.Grant) bool { return !row.Dropped && row.Account == c.Account })
 	}
 	row := &g.grants[at]
-	if left := row.Count - min(row.Spent, row.Count); left < g.each/4 {
+	if left := row.Count - min(row.Spent, row.Count); left < g.each/2 {
 		row.Count = row.Spent + g.each
 		if err := g.tx.PutGrant(*row); err != nil {
 			return err
@@ -485,7 +485,7 @@ func (m *Messenger) spent(tx *store.Tx, list []payer) error {
 				return err
 			}
 		}
-		low = low || row.Count-min(row.Count, row.Spent) < uint32(m.limits.Tokens/4)
+		low = low || row.Count-min(row.Count, row.Spent) < uint32(m.limits.Tokens/2)
 	}
 	if low {
 		tx.AfterCommit(m.boxes.poke)

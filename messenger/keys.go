@@ -205,6 +205,16 @@ func (m *Messenger) expireSessions() error {
 			return err
 		}
 	}
+	for more := true; more; {
+		err := m.store.Update(func(tx *store.Tx) error {
+			n, err := tx.ExpireLate(m.clock.Now(), sweepKeys)
+			more = n >= sweepKeys
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
 	if err := m.store.Update(dropHeadings); err != nil {
 		return err
 	}

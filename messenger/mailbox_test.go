@@ -3,6 +3,7 @@ package messenger_test
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -162,6 +163,291 @@ func TestManyMessagesForSomebodyAwayAllArriveInOrder(t *testing.T) {
 		}
 		if n := boxes.Unspent('a'); n > wire.MaxPool {
 			t.Errorf("%d tokens", n)
+		}
+	})
+}
+
+// boxedPair makes contacts of two people who have their boxes.
+func boxedPair(t *testing.T, seed uint64, boxes *testnet.Mailboxes, options ...option) (net *testnet.Net, alice, bob *person) {
+	t.Helper()
+	net = testnet.NewNet(seed, testnet.Faults{})
+	options = append(options, onQuickDisk, withMailboxes(boxes))
+	alice, bob = newPerson(t, net, "alice", options...), newPerson(t, net, "bob", options...)
+	settle(time.Minute)
+	meet(t, alice, bob)
+	settle(time.Hour)
+	return net, alice, bob
+}
+
+func wantState(t *testing.T, p *person, msg messenger.Message, want string) messenger.Message {
+	t.Helper()
+	got := p.message(msg.ID.String())
+	if got.State != want {
+		t.Errorf("%s sees %q as %s (%s), want %s", p.name, got.Text, got.State, got.Why, want)
+	}
+	return got
+}
+
+func TestWhoeverStopsAlongTheWayNothingIsLostOrDoubled(t *testing.T) {
+	for seed := range seeds(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				boxes := testnet.NewMailboxes('a', 'b', 'c')
+				net, alice, bob := boxedPair(t, seed, boxes)
+				net.SetFaults(testnet.Faults{Loss: 0.1, AckLoss: 0.1, Duplicate: 0.1, Delay: time.Second})
+				r := rand.New(rand.NewPCG(seed, 7))
+				said := map[*person][]string{}
+				for range 25 {
+					for _, p := range []*person{alice, bob} {
+						switch {
+						case r.IntN(3) == 0 && p.m == nil:
+							p.start()
+						case r.IntN(3) == 0 && p.m != nil:
+							p.halt()
+						}
+						if to := map[*person]string{alice: "bob", bob: "alice"}[p]; p.m != nil && r.IntN(2) == 0 {
+							text := fmt.Sprintf("%d by %s", len(said[p]), p.name)
+							p.send(to, text)
+							said[p] = append(said[p], text)
+						}
+					}
+					boxes.SetDown('a'+byte(r.IntN(3)), r.IntN(2) == 0)
+					settle(time.Duration(r.IntN(120)) * time.Second)
+				}
+				net.SetFaults(testnet.Faults{})
+				for name := byte('a'); name <= 'c'; name++ {
+					boxes.SetDown(name, false)
+				}
+				for _, p := range []*person{alice, bob} {
+					if p.m == nil {
+						p.start()
+					}
+				}
+				settle(2 * time.Hour)
+				wantTexts(t, alice, "bob", said[bob])
+				wantTexts(t, bob, "alice", said[alice])
+				for _, p := range []*person{alice, bob} {
+					if s := p.status(); s.Queued != 0 {
+						t.Errorf("%s: %d still wait", p.name, s.Queued)
+					}
+				}
+				for name := byte('a'); name <= 'c'; name++ {
+					if n := boxes.Waiting(name); n != 0 {
+						t.Errorf("mailbox %c keeps %d envelopes in the end", name, n)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestWithoutMailboxesMessagesSayThatTheyAreQueued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, alice, bob := boxedPair(t, 1, testnet.NewMailboxes())
+		alice.halt()
+		msg := bob.send("alice", "nobody keeps this")
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateQueued)
+		alice.start()
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateDelivered)
+	})
+}
+
+func TestTwoOfThreeMailboxesLostForEverLoseNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a', 'b', 'c')
+		_, alice, bob := boxedPair(t, 1, boxes)
+		alice.halt()
+		boxes.SetDown('a', true)
+		msg := bob.send("alice", "two of three")
+		settle(time.Minute)
+		if got := wantState(t, bob, msg, messenger.StateHeld); got.Held.By != 2 || got.Held.Of != 3 {
+			t.Errorf("held %+v", got.Held)
+		}
+		boxes.SetDown('b', true)
+		bob.halt()
+		alice.start()
+		settle(time.Hour)
+		wantTexts(t, alice, "bob", []string{"two of three"})
+	})
+}
+
+func TestAMailboxThatOnlyPromisesCostsNothingWhileAnotherKeeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a', 'b')
+		_, alice, bob := boxedPair(t, 1, boxes)
+		boxes.SetLying('a', true)
+		alice.halt()
+		msg := bob.send("alice", "one lies")
+		settle(time.Minute)
+		wantState(t, bob, msg, messenger.StateHeld)
+		bob.halt()
+		alice.start()
+		settle(time.Minute)
+		wantTexts(t, alice, "bob", []string{"one lies"})
+	})
+}
+
+func TestWhenAllMailboxesLieTheSenderStillDelivers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a', 'b')
+		_, alice, bob := boxedPair(t, 1, boxes)
+		boxes.SetLying('a', true)
+		boxes.SetLying('b', true)
+		alice.halt()
+		msg := bob.send("alice", "all lie")
+		settle(time.Minute)
+		wantState(t, bob, msg, messenger.StateHeld)
+		alice.start()
+		settle(time.Hour)
+		wantTexts(t, alice, "bob", []string{"all lie"})
+		wantState(t, bob, msg, messenger.StateDelivered)
+	})
+}
+
+func TestAMailboxThatForgotEverythingIsFilledAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a')
+		_, alice, bob := boxedPair(t, 1, boxes)
+		boxes.Wipe('a')
+		settle(3 * time.Hour)
+		alice.halt()
+		msg := bob.send("alice", "after the loss")
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateHeld)
+		bob.halt()
+		alice.start()
+		settle(time.Minute)
+		wantTexts(t, alice, "bob", []string{"after the loss"})
+	})
+}
+
+func TestCustodyIsRenewedBeforeItRunsOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		day := 24 * time.Hour
+		_, alice, bob := boxedPair(t, 1, testnet.NewMailboxes('a', 'b'), withLimits(messenger.Limits{RenewBefore: 30 * day}))
+		alice.halt()
+		msg, err := bob.m.Send(t.Context(), messenger.SendRequest{To: "alice", Text: "months", Expire: 100 * day})
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Minute)
+		first := wantState(t, bob, msg, messenger.StateHeld).Held.Until
+		settle(day + 2*time.Hour)
+		if got := wantState(t, bob, msg, messenger.StateHeld); got.Held.By != 2 || !got.Held.Until.After(first) {
+			t.Errorf("held %+v, at first until %v", got.Held, first)
+		}
+	})
+}
+
+func TestAMessageThatNobodyTookInTimeExpiresAndIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, alice, bob := boxedPair(t, 1, testnet.NewMailboxes('a', 'b'))
+		alice.halt()
+		msg, err := bob.m.Send(t.Context(), messenger.SendRequest{To: "alice", Text: "for a day", Expire: 24 * time.Hour})
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateHeld)
+		settle(25 * time.Hour)
+		wantState(t, bob, msg, messenger.StateExpired)
+		bob.halt()
+		alice.start()
+		settle(time.Hour)
+		alice.halt()
+		bob.start()
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateDelivered) // late, but true
+	})
+}
+
+func TestABlockedContactCanLeaveNothingAnyMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a')
+		_, alice, bob := boxedPair(t, 1, boxes)
+		if err := alice.m.Block(t.Context(), "bob"); err != nil {
+			t.Fatal(err)
+		}
+		settle(2 * time.Hour)
+		alice.halt()
+		before := boxes.Waiting('a')
+		msg := bob.send("alice", "let me in")
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateQueued)
+		if n := boxes.Waiting('a'); n != before {
+			t.Errorf("the mailbox keeps %d envelopes of a blocked contact", n-before)
+		}
+	})
+}
+
+func TestAContactThatSpentAllItsTokensGetsMoreWhenItsMailIsTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a')
+		_, alice, bob := boxedPair(t, 1, boxes, withLimits(messenger.Limits{Tokens: 8}))
+		var want []string
+		for round := range 3 {
+			alice.halt()
+			for i := range 20 {
+				want = append(want, fmt.Sprintf("%d of round %d", i, round))
+				bob.send("alice", want[len(want)-1])
+				settle(time.Minute)
+			}
+			bob.halt()
+			alice.start()
+			settle(time.Hour)
+			alice.halt()
+			bob.start()
+			settle(time.Hour)
+			alice.start()
+			settle(time.Hour)
+			wantTexts(t, alice, "bob", want)
+		}
+		alice.halt()
+		msg := bob.send("alice", "still tokens")
+		settle(time.Hour)
+		wantState(t, bob, msg, messenger.StateHeld)
+	})
+}
+
+func TestADroppedMailboxIsNoLongerUsedAndStillRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a', 'b')
+		_, alice, bob := boxedPair(t, 1, boxes, withLimits(messenger.Limits{Boxes: -1}))
+		for name := byte('a'); name <= 'b'; name++ {
+			if _, err := alice.m.AddMailbox(t.Context(), boxes, boxes.FormatAddr([]byte{name}), ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle(time.Hour)
+		alice.halt()
+		bob.send("alice", "at both")
+		settle(time.Minute)
+		bob.halt()
+		boxes.SetDown('b', true)
+		alice.start()
+		settle(time.Minute)
+		wantTexts(t, alice, "bob", []string{"at both"})
+		list, err := alice.m.Mailboxes(t.Context())
+		if err != nil || len(list) != 2 {
+			t.Fatal(list, err)
+		}
+		if _, err := alice.m.DropMailbox(t.Context(), list[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		boxes.SetDown('b', false)
+		bob.start()
+		settle(time.Hour)
+		alice.halt()
+		before := boxes.Waiting('a')
+		msg := bob.send("alice", "at one")
+		settle(time.Minute)
+		if got := wantState(t, bob, msg, messenger.StateHeld); got.Held.Of != 1 {
+			t.Errorf("held %+v", got.Held)
+		}
+		if boxes.Waiting('a') != before {
+			t.Error("the dropped mailbox got mail")
 		}
 	})
 }

@@ -305,8 +305,28 @@ func (m *Messenger) giveUp(tx *store.Tx, out store.Outgoing, state, why string) 
 	if out.Control {
 		return nil
 	}
+	if err := keepLate(tx, out); err != nil {
+		return err
+	}
 	return m.markWaiting(tx, out, state, why)
 }
+
+// keepLate remembers a message that mailboxes may still hand over.
+func keepLate(tx *store.Tx, out store.Outgoing) error {
+	var until time.Time
+	for _, c := range out.Custody {
+		if c.Until.After(until) {
+			until = c.Until
+		}
+	}
+	if until.IsZero() || len(out.Item) == 0 {
+		return nil
+	}
+	return tx.PutLate(out.Account, out.Ack, store.Late{Message: out.MsgID, Talk: out.Talk, Row: out.Row, Until: until.Add(lateFor)})
+}
+
+// lateFor is how long after the last promise ends an acknowledgement may come: the one who took the message may be away again.
+const lateFor = 15 * 24 * time.Hour
 
 // maxVoids bounds what one content tells of positions that will never be used. The oldest are given up first: their keys
 // expire at the receiver by themselves.

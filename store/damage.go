@@ -30,7 +30,7 @@ var tableNames = map[table]string{
 	tOutgoing: "outbox entry", tSession: "session", tSessionID: "session index",
 	tSessionOf: "session index", tSessionTail: "session", tHeading: "chain heading", tSkipped: "skipped key", tHandshake: "handshake", tAck: "acknowledgement",
 	tInvite: "invite", tInviteName: "invite index",
-	tPendingAdd: "pending add", tBox: "box", tGrant: "grant", tGranted: "granted tokens", tTrace: "trace", tEvent: "event", tCursor: "cursor", tIdempotency: "idempotency key",
+	tPendingAdd: "pending add", tBox: "box", tGrant: "grant", tGranted: "granted tokens", tLate: "late acknowledgement", tTrace: "trace", tEvent: "event", tCursor: "cursor", tIdempotency: "idempotency key",
 }
 
 func rowName(k []byte) string {

@@ -41,6 +41,7 @@ const (
 	tIdempotency   table = 0x50 // key
 	tBox           table = 0x58 // box id 32: a box of ours at a mailbox (vault)
 	tGrant         table = 0x59 // first half of the seed's hash 16: tokens for our boxes that somebody was given, or will be (vault)
+	tLate          table = 0x5b // account 32, acknowledgement 16: a message that was given up while mailboxes keep it
 	tGranted       table = 0x5a // account 32: tokens for their boxes that we were given (vault)
 )
 

@@ -122,3 +122,49 @@ func (tx *Tx) Granted(account [32]byte) (Granted, error) {
 
 // DeleteGranted forgets a contact's tokens.
 func (tx *Tx) DeleteGranted(account [32]byte) error { return tx.delete(key(tGranted, account[:])) }
+
+// Late is a message that was given up while mailboxes keep it: it may still arrive and be acknowledged.
+type Late struct {
+	Message [16]byte  `cbor:"1,keyasint"`
+	Talk    [16]byte  `cbor:"2,keyasint"`
+	Row     uint64    `cbor:"3,keyasint"`
+	Until   time.Time `cbor:"4,keyasint"`
+}
+
+func lateKey(account [32]byte, ack [16]byte) []byte { return key(tLate, account[:], ack[:]) }
+
+// PutLate keeps which message an acknowledgement would be for.
+func (tx *Tx) PutLate(account [32]byte, ack [16]byte, row Late) error {
+	return put(tx, lateKey(account, ack), row)
+}
+
+// TakeLate returns the message an acknowledgement is for and forgets it.
+func (tx *Tx) TakeLate(account [32]byte, ack [16]byte) (row Late, ok bool, err error) {
+	row, err = get[Late](tx, lateKey(account, ack))
+	if ok, err = found(err); !ok {
+		return row, false, err
+	}
+	return row, true, tx.delete(lateKey(account, ack))
+}
+
+// ExpireLate forgets at most limit (0 is 4 000) messages that no mailbox keeps any more, and returns how many.
+func (tx *Tx) ExpireLate(now time.Time, limit int) (int, error) {
+	if limit <= 0 {
+		limit = maxDeletes
+	}
+	var gone [][]byte
+	err := tx.iterate(scan{prefix: key(tLate)}, func(k, plain []byte) (bool, error) {
+		var row Late
+		if err := decode(plain, &row); err != nil {
+			return false, tx.s.damaged(k, err)
+		}
+		if row.Until.Before(now) {
+			gone = append(gone, k)
+		}
+		return len(gone) < limit, nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(gone), tx.deleteKeys(gone)
+}

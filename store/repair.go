@@ -103,7 +103,7 @@ func (v *salvager) dropStrays(tx *Tx) error {
 	}
 	return errors.Join(
 		v.dropIf(tx, tSkipped, func(k []byte) bool { return !live[[16]byte(k[1:17])] }),
-		v.dropIf(tx, tSession, stray), v.dropIf(tx, tSessionTail, stray), v.dropIf(tx, tContactSecret, stray), v.dropIf(tx, tGranted, stray),
+		v.dropIf(tx, tSession, stray), v.dropIf(tx, tSessionTail, stray), v.dropIf(tx, tContactSecret, stray), v.dropIf(tx, tGranted, stray), v.dropIf(tx, tLate, stray),
 		tx.iterate(scan{prefix: key(tPendingAdd)}, func(k, plain []byte) (bool, error) {
 			var row PendingAdd
 			if err := decode(plain, &row); err != nil {
