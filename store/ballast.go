@@ -3,6 +3,8 @@ package store
 import (
 	"fmt"
 	"os"
+
+	"sotto/internal/disk"
 )
 
 // ballastFile is given up to get a store on a full disk open again: the engine needs room merely to start.
@@ -10,18 +12,6 @@ const ballastFile = "ballast"
 
 // openNeeds is how much the engine may write while it opens.
 const openNeeds = 64 << 20
-
-func writeZeros(f *os.File, size int64) error {
-	zeros := make([]byte, 1<<20)
-	for size > 0 {
-		n, err := f.Write(zeros[:min(size, int64(len(zeros)))])
-		if err != nil {
-			return err
-		}
-		size -= int64(n)
-	}
-	return nil
-}
 
 // shutNeeds is how much the engine may write while it closes: what both memtables hold.
 const shutNeeds = 24 << 20
@@ -32,16 +22,16 @@ func roomToShut(cfg Config) bool {
 	if cfg.Reserve < 0 {
 		return true
 	}
-	free, err := freeSpace(cfg.Dir)
+	free, err := disk.Free(cfg.Dir)
 	if err == nil && free < shutNeeds && os.Remove(cfg.path(ballastFile)) == nil {
 		cfg.Log.Warn("store: the disk is full; the ballast file was given up")
-		free, err = freeSpace(cfg.Dir)
+		free, err = disk.Free(cfg.Dir)
 	}
 	return err == nil && free >= shutNeeds
 }
 
 // Free is how many bytes are free on the disk of a directory.
-func Free(dir string) (int64, error) { return freeSpace(dir) }
+func Free(dir string) (int64, error) { return disk.Free(dir) }
 
 // StartNeeds is how much must be free for a store with a reserve to be opened.
 func StartNeeds(reserve int64) int64 { return min(reserve, openNeeds) }
@@ -52,7 +42,7 @@ func makeRoom(cfg Config) error {
 		return nil
 	}
 	needs := StartNeeds(cfg.Reserve)
-	free, err := freeSpace(cfg.Dir)
+	free, err := disk.Free(cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("store: ask for free space: %w", err)
 	}
@@ -61,7 +51,7 @@ func makeRoom(cfg Config) error {
 	}
 	if err := os.Remove(cfg.path(ballastFile)); err == nil {
 		cfg.Log.Warn("store: the disk is full; the ballast file was given up to start")
-		if free, err = freeSpace(cfg.Dir); err != nil {
+		if free, err = disk.Free(cfg.Dir); err != nil {
 			return fmt.Errorf("store: ask for free space: %w", err)
 		}
 	}
@@ -72,7 +62,7 @@ func makeRoom(cfg Config) error {
 }
 
 // makeBallast puts the ballast file in place when there is room for it above the reserve.
-func makeBallast(d disk, cfg Config) error {
+func makeBallast(d stepDisk, cfg Config) error {
 	path := cfg.path(ballastFile)
 	if cfg.Ballast < 0 || cfg.Reserve < 0 {
 		return nil
@@ -80,7 +70,7 @@ func makeBallast(d disk, cfg Config) error {
 	if info, err := os.Stat(path); err == nil && info.Size() == cfg.Ballast {
 		return nil
 	}
-	free, err := freeSpace(cfg.Dir)
+	free, err := disk.Free(cfg.Dir)
 	if err != nil || free-cfg.Ballast < cfg.Reserve {
 		return err
 	}
@@ -89,7 +79,7 @@ func makeBallast(d disk, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("store: make ballast: %w", err)
 	}
-	err = allocate(f, cfg.Ballast)
+	err = disk.Allocate(f, cfg.Ballast)
 	d.pass(stepBallast, "before sync")
 	if err == nil {
 		err = f.Sync()

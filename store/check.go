@@ -12,7 +12,7 @@ import (
 	"strconv"
 
 	"github.com/dgraph-io/badger/v4"
-	engine "github.com/dgraph-io/badger/v4/table"
+	sst "github.com/dgraph-io/badger/v4/table"
 )
 
 // startBudget is how many bytes of tables a start reads through, newest first; Run begins with the rest.
@@ -39,7 +39,7 @@ func (s *Store) inspect(was sentinel) ([]Damage, error) {
 		n, err := files.checkTable(t, &s.keys, s.rows)
 		newest = max(newest, n)
 		if err != nil {
-			found = append(found, Damage{Where: s.engineFile(engine.IDToFilename(t.id)), What: err.Error()})
+			found = append(found, Damage{Where: s.engineFile(sst.IDToFilename(t.id)), What: err.Error()})
 		}
 	}
 	for _, name := range files.logs {

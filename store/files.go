@@ -3,8 +3,8 @@ package store
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 
+	"sotto/internal/disk"
 	"sotto/internal/fault"
 )
 
@@ -30,7 +30,7 @@ const (
 
 // Moments of a step at which a crash is tried.
 var (
-	replaceMoments = [...]string{"before write", "before sync", "before rename", "before dir sync", "after dir sync"}
+	replaceMoments = [...]string{disk.BeforeWrite, disk.BeforeSync, disk.BeforeRename, disk.BeforeDirSync, disk.AfterDirSync}
 	writeMoments   = [...]string{"before write", "before sync", "after sync"}
 	aroundMoments  = [...]string{"before", "after"}
 )
@@ -58,51 +58,25 @@ func CrashPoints() []string {
 	return points
 }
 
-// disk writes files so that a crash leaves the old or the new, never half of one.
-type disk struct{ fault *fault.Points }
+// stepDisk writes files so that a crash leaves the old or the new, never half of one.
+type stepDisk struct{ fault *fault.Points }
 
-func (d disk) pass(s step, moment string) {
+func (d stepDisk) pass(s step, moment string) {
 	if d.fault != nil {
 		d.fault.Pass(point(s, moment))
 	}
 }
 
-// replace gives a file new content: temporary file, sync, rename, sync of the directory.
-func (d disk) replace(s step, path string, data []byte) error {
-	d.pass(s, "before write")
-	tmp := path + ".new"
-	if err := os.Remove(tmp); err != nil && !os.IsNotExist(err) {
+// replace gives a file new content.
+func (d stepDisk) replace(s step, path string, data []byte) error {
+	if err := disk.Replace(path, data, func(moment string) { d.pass(s, moment) }); err != nil {
 		return fmt.Errorf("store: write %s: %w", s, err)
 	}
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return fmt.Errorf("store: write %s: %w", s, err)
-	}
-	_, err = f.Write(data)
-	d.pass(s, "before sync")
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	d.pass(s, "before rename")
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	d.pass(s, "before dir sync")
-	if err == nil {
-		err = syncDir(filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("store: write %s: %w", s, err)
-	}
-	d.pass(s, "after dir sync")
 	return nil
 }
 
 // writeAt changes part of a file in place; with sync it is on disk when the call returns.
-func (d disk) writeAt(s step, f *os.File, data []byte, off int64, sync bool) error {
+func (d stepDisk) writeAt(s step, f *os.File, data []byte, off int64, sync bool) error {
 	d.pass(s, "before write")
 	if _, err := f.WriteAt(data, off); err != nil {
 		return fmt.Errorf("store: write %s: %w", s, err)
@@ -118,7 +92,7 @@ func (d disk) writeAt(s step, f *os.File, data []byte, off int64, sync bool) err
 }
 
 // around runs one act of the engine between its two points.
-func (d disk) around(s step, act func() error) error {
+func (d stepDisk) around(s step, act func() error) error {
 	d.pass(s, "before")
 	err := act()
 	if err == nil {

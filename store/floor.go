@@ -46,7 +46,7 @@ type reservation struct {
 
 // floorLog is the open log. Its maps belong to the committing leader; start never changes.
 type floorLog struct {
-	disk  disk
+	disk  stepDisk
 	path  string
 	key   []byte
 	f     *os.File
@@ -58,7 +58,7 @@ type floorLog struct {
 	lost  bool                  // the log was damaged: every session must be reset
 }
 
-func newFloor(d disk, path string, key []byte) *floorLog {
+func newFloor(d stepDisk, path string, key []byte) *floorLog {
 	l := &floorLog{disk: d, path: path, key: key}
 	l.begin(map[floorTag]position{})
 	return l

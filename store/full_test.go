@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"sotto/internal/disk"
 )
 
 func TestBelowTheReserveReadingGoesOnAndWritingIsRefused(t *testing.T) {
@@ -52,13 +54,13 @@ func smallDisk(t *testing.T, size int64) (dir string, fill func(leave int64)) {
 		if !real {
 			return
 		}
-		free, err := freeSpace(dir)
+		free, err := disk.Free(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		f, err := os.Create(path)
 		if err == nil && free > leave {
-			err = errors.Join(writeZeros(f, free-leave), f.Close())
+			err = errors.Join(disk.WriteZeros(f, free-leave), f.Close())
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +77,7 @@ func TestAFullDiskLosesNothingAndIsLeftAgain(t *testing.T) {
 	if !s.Stats().Ballast {
 		t.Fatal("no ballast")
 	}
-	free, err := freeSpace(dir)
+	free, err := disk.Free(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +189,7 @@ func TestAStoreOnAFullDiskIsReadAndNotWritten(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir, fill := smallDisk(t, 160<<20)
-			free, err := freeSpace(dir)
+			free, err := disk.Free(dir)
 			if err != nil {
 				t.Fatal(err)
 			}

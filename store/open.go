@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
+
+	"sotto/internal/disk"
 )
 
 // Files of a store's directory (PROTOCOL A.1). The engine has its own directory beside them.
@@ -38,7 +39,7 @@ const checkedRows = 1000
 // When nothing can be read safely the error is ErrDamaged.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
-	s := &Store{cfg: cfg, log: cfg.Log, disk: disk{cfg.Fault}, news: make(chan struct{})}
+	s := &Store{cfg: cfg, log: cfg.Log, disk: stepDisk{cfg.Fault}, news: make(chan struct{})}
 	var err error
 	if s.keys, err = deriveKeys(cfg.Root); err != nil {
 		return nil, err
@@ -49,11 +50,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.InMemory {
 		return s, s.openInMemory()
 	}
-	if err := ownDirectory(cfg.Dir); err != nil {
-		return nil, err
+	if err := disk.Own(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("store: %w", err)
 	}
-	if err := plainFiles(cfg.Dir); err != nil {
-		return nil, err
+	if err := disk.Plain(cfg.Dir); err != nil {
+		return nil, fmt.Errorf("store: look at the files: %w", err)
 	}
 	if _, _, err := readSentinel(cfg); errors.Is(err, ErrNewerFormat) {
 		return nil, err // before the lock file is made: not a byte is changed
@@ -63,7 +64,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	opened, err := s.openLocked(ctx)
 	if err != nil {
-		_ = unlockFile(s.lock)
+		_ = disk.Unlock(s.lock)
 		return nil, err
 	}
 	return opened, nil
@@ -90,51 +91,13 @@ func Exists(dir string) bool {
 	return false
 }
 
-// ownDirectory makes the directory, or checks that it is one of ours and closes it to others.
-func ownDirectory(dir string) error {
-	info, err := os.Lstat(dir)
-	if os.IsNotExist(err) {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("store: make directory: %w", err)
-		}
-		return nil
-	}
-	switch {
-	case err != nil:
-		return fmt.Errorf("store: look at directory: %w", err)
-	case info.Mode()&os.ModeSymlink != 0:
-		return fmt.Errorf("store: %s is a symbolic link: give the real directory", dir)
-	case !info.IsDir():
-		return fmt.Errorf("store: %s is not a directory", dir)
-	case foreign(info):
-		return fmt.Errorf("store: %s belongs to another user: take it over or choose another directory", dir)
-	case info.Mode().Perm()&0o200 == 0:
-		return fmt.Errorf("store: %s is read-only: allow its owner to write", dir)
-	}
-	if info.Mode().Perm() != 0o700 {
-		if err := os.Chmod(dir, 0o700); err != nil {
-			return fmt.Errorf("store: close directory to others: %w", err)
-		}
-	}
-	return nil
-}
-
-// plainFiles refuses a directory that holds anything but files and directories: a link would have us overwrite what it
-// points to, and a pipe would have us wait for ever.
-func plainFiles(dir string) error {
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if !d.IsDir() && !d.Type().IsRegular() {
-			return fmt.Errorf("%s is not a plain file: move it away, or put the file it stands for in its place", path)
-		}
-		return nil
-	})
+// lockFile takes the exclusive lock that says whose directory it is; it ends with the process.
+func lockFile(path string) (*os.File, error) {
+	f, err := disk.Lock(path)
 	if err != nil {
-		return fmt.Errorf("store: look at the files: %w", err)
+		return nil, fmt.Errorf("store: %w", err)
 	}
-	return nil
+	return f, nil
 }
 
 // readSentinel returns the sentinel and whether there is one.
@@ -318,7 +281,7 @@ func (s *Store) openFiles(ctx context.Context, was sentinel) error {
 	if err := makeBallast(s.disk, s.cfg); err != nil {
 		s.log.Warn("store: no ballast file", "error", err)
 	}
-	closeToOthers(s.cfg.path(engineDir))
+	disk.CloseToOthers(s.cfg.path(engineDir))
 	return ctx.Err()
 }
 
@@ -401,17 +364,6 @@ func (s *Store) settleVault() {
 	}
 	if err != nil {
 		s.log.Warn("store: a change of epoch stays unfinished until later", "error", err)
-	}
-}
-
-// closeToOthers takes group and others off the engine's files; their directory is closed anyway.
-func closeToOthers(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		_ = os.Chmod(filepath.Join(dir, e.Name()), 0o600)
 	}
 }
 
@@ -511,7 +463,7 @@ func (s *Store) closeFiles(clean bool) error {
 		err = fmt.Errorf("store: close: %w", ErrFull)
 	}
 	s.db = nil
-	closeToOthers(s.cfg.path(engineDir))
+	disk.CloseToOthers(s.cfg.path(engineDir))
 	if clean && err == nil {
 		err = s.markClean()
 	}
@@ -527,7 +479,7 @@ func (s *Store) markClean() error {
 	if err != nil {
 		return err
 	}
-	tables, err := liveTables(filepath.Join(s.cfg.path(engineDir), badger.ManifestFilename))
+	tables, err := liveTables(s.cfg.path(engineDir))
 	if err != nil {
 		return fmt.Errorf("store: list tables: %w", err)
 	}
@@ -550,7 +502,7 @@ func (s *Store) shut() error {
 	}
 	errs = append(errs, s.page.close())
 	if s.lock != nil {
-		errs = append(errs, unlockFile(s.lock))
+		errs = append(errs, disk.Unlock(s.lock))
 	}
 	s.head, s.page, s.lock = nil, nil, nil
 	if s.outer != nil {

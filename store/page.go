@@ -103,7 +103,7 @@ func (s slot) open(pageKey []byte) (*epochKey, error) {
 // keyPage is the open vault.keys.
 type keyPage struct {
 	f    *os.File
-	disk disk
+	disk stepDisk
 }
 
 func (p *keyPage) write(s step, index int, b []byte) error {
@@ -121,7 +121,7 @@ func (p *keyPage) close() error {
 }
 
 // createPage writes a page with the first epoch's key.
-func createPage(d disk, path string, pageKey []byte) error {
+func createPage(d stepDisk, path string, pageKey []byte) error {
 	first, err := randomEpoch(1)
 	if err != nil {
 		return err

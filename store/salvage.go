@@ -12,7 +12,9 @@ import (
 	"syscall"
 
 	"github.com/dgraph-io/badger/v4"
-	engine "github.com/dgraph-io/badger/v4/table"
+	sst "github.com/dgraph-io/badger/v4/table"
+
+	"sotto/internal/disk"
 )
 
 // SalvageReport says what a salvage read, and what it knows to be lost.
@@ -49,7 +51,7 @@ func Salvage(ctx context.Context, from string, to Config) (SalvageReport, error)
 		err = errors.Join(err, v.to.Close())
 	}
 	if lock != nil {
-		err = errors.Join(err, unlockFile(lock))
+		err = errors.Join(err, disk.Unlock(lock))
 	}
 	if v == nil {
 		return SalvageReport{}, err
@@ -149,7 +151,7 @@ func (v *salvager) run(ctx context.Context, from string) error {
 		if err != nil {
 			err = fmt.Errorf("%w; %d of its rows were read", err, read)
 		}
-		v.found(filepath.Join(from, engineDir, engine.IDToFilename(t.id)), err)
+		v.found(filepath.Join(from, engineDir, sst.IDToFilename(t.id)), err)
 	}
 	v.live = true
 	for _, name := range files.logs {
@@ -206,7 +208,7 @@ func (v *salvager) openAny(from string) (*engineFileSet, error) {
 		return nil, err
 	}
 	known := map[uint64]uint64{}
-	if live, err := liveTables(filepath.Join(from, engineDir, badger.ManifestFilename)); err == nil {
+	if live, err := liveTables(filepath.Join(from, engineDir)); err == nil {
 		for _, t := range live {
 			known[t.id] = t.keyID
 		}

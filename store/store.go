@@ -19,13 +19,14 @@ import (
 	"github.com/dgraph-io/badger/v4"
 
 	"sotto/internal/clock"
+	"sotto/internal/disk"
 	"sotto/internal/fault"
 )
 
 // Errors a caller branches on.
 var (
 	ErrNotFound    = errors.New("not found")
-	ErrLocked      = errors.New("another process uses this directory: stop it, or talk to it")
+	ErrLocked      = disk.ErrLocked
 	ErrFull        = errors.New("the disk is too full to write: free some space; reading goes on, and writing will as soon as there is room")
 	ErrDamaged     = errors.New(whatToDo)
 	ErrNewerFormat = errors.New("this directory was written by a newer version: install that version; nothing was changed")
@@ -79,7 +80,7 @@ func (c Config) path(name string) string { return filepath.Join(c.Dir, name) }
 type Store struct {
 	cfg   Config
 	log   *slog.Logger
-	disk  disk
+	disk  stepDisk
 	keys  keys
 	rows  *sealer
 	db    *badger.DB
@@ -138,7 +139,7 @@ func (s *Store) Stats() Stats {
 		on = s.outer // the disk of the store that this is a copy of
 	}
 	if !on.cfg.InMemory {
-		if n, err := freeSpace(on.cfg.Dir); err == nil {
+		if n, err := disk.Free(on.cfg.Dir); err == nil {
 			free = n
 		}
 	}
@@ -215,7 +216,7 @@ func (s *Store) writable() error {
 	if s.cfg.InMemory || s.cfg.Reserve < 0 {
 		return nil
 	}
-	free, err := freeSpace(s.cfg.Dir)
+	free, err := disk.Free(s.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("store: ask for free space: %w", err)
 	}

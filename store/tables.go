@@ -16,9 +16,11 @@ import (
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/fb"
 	"github.com/dgraph-io/badger/v4/options"
-	engine "github.com/dgraph-io/badger/v4/table"
+	sst "github.com/dgraph-io/badger/v4/table"
 	"github.com/dgraph-io/ristretto/v2"
 	"github.com/dgraph-io/ristretto/v2/z"
+
+	"sotto/internal/engine"
 )
 
 // engineFileSet reads the engine's files without the engine: nothing is changed, and what would crash it becomes an error.
@@ -59,7 +61,7 @@ func openEngineFiles(dir string, key []byte) (*engineFileSet, error) {
 	if err != nil {
 		return nil, err
 	}
-	live, err := liveTables(filepath.Join(dir, engineDir, badger.ManifestFilename))
+	live, err := liveTables(filepath.Join(dir, engineDir))
 	if err != nil {
 		files.close()
 		return nil, fmt.Errorf("%s: %w", badger.ManifestFilename, err)
@@ -86,21 +88,14 @@ func newEngineFiles(dir string, key []byte, registryDir string) (*engineFileSet,
 
 func (f *engineFileSet) close() { f.index.Close() }
 
-// liveTables lists the tables a MANIFEST names, newest first.
-func liveTables(path string) ([]tableFile, error) {
-	fp, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	manifest, _, err := badger.ReplayManifestFile(fp, 0, badger.DefaultOptions(""))
-	if cerr := fp.Close(); err == nil {
-		err = cerr
-	}
+// liveTables lists the tables that the MANIFEST of an engine's directory names, newest first.
+func liveTables(dir string) ([]tableFile, error) {
+	tables, err := engine.Tables(dir)
 	if err != nil {
 		return nil, err
 	}
 	var live []tableFile
-	for id, t := range manifest.Tables {
+	for id, t := range tables {
 		live = append(live, tableFile{id: id, keyID: t.KeyID})
 	}
 	newestFirst(live)
@@ -178,8 +173,8 @@ func eachField(b []byte, fn func(field, n uint64, bytes []byte)) {
 }
 
 // withTable maps a table read-only and opens it; a crash of the engine's reader is an error.
-func (f *engineFileSet) withTable(t tableFile, use func(*engine.Table) error) (err error) {
-	fd, err := os.Open(filepath.Join(f.dir, engine.IDToFilename(t.id)))
+func (f *engineFileSet) withTable(t tableFile, use func(*sst.Table) error) (err error) {
+	fd, err := os.Open(filepath.Join(f.dir, sst.IDToFilename(t.id)))
 	if err != nil {
 		return err
 	}
@@ -206,7 +201,7 @@ func (f *engineFileSet) withTable(t tableFile, use func(*engine.Table) error) (e
 		return err
 	}
 	f.index.Clear() // the cache is keyed by table only, not by data key
-	opened, err := engine.OpenInMemoryTable(data, t.id, &engine.Options{
+	opened, err := sst.OpenInMemoryTable(data, t.id, &sst.Options{
 		ReadOnly: true, ChkMode: options.OnBlockRead, BlockSize: 4096, DataKey: key, Compression: options.None, IndexCache: f.index,
 	})
 	if err != nil {
@@ -218,7 +213,7 @@ func (f *engineFileSet) withTable(t tableFile, use func(*engine.Table) error) (e
 // checkTable reads a table through, within the budget, and returns the newest commit its counters row tells.
 func (f *engineFileSet) checkTable(t tableFile, k *keys, rows *sealer) (commit uint64, err error) {
 	s := &Store{rows: rows, keys: *k}
-	err = f.withTable(t, func(tab *engine.Table) error {
+	err = f.withTable(t, func(tab *sst.Table) error {
 		it := tab.NewIterator(0)
 		for it.Rewind(); it.Valid(); it.Next() {
 			e, ok := tableEntry(it)
@@ -318,7 +313,7 @@ func (f *engineFileSet) anyEntries(t tableFile, fn func(rawEntry) error) error {
 	return err
 }
 
-func tableEntry(it *engine.Iterator) (rawEntry, bool) {
+func tableEntry(it *sst.Iterator) (rawEntry, bool) {
 	k, ts, ok := version(it.Key())
 	if !ok {
 		return rawEntry{}, false
@@ -329,25 +324,25 @@ func tableEntry(it *engine.Iterator) (rawEntry, bool) {
 
 // entries calls fn for every readable entry of a table, from both ends up to the damage when there is some.
 func (f *engineFileSet) entries(t tableFile, fn func(rawEntry) error) error {
-	return f.withTable(t, func(tab *engine.Table) error {
+	return f.withTable(t, func(tab *sst.Table) error {
 		n, err := walk(tab, 0, fn)
 		if err != nil || n == int(tab.KeyCount()) {
 			return err
 		}
-		if _, err = walk(tab, engine.REVERSED, fn); err != nil {
+		if _, err = walk(tab, sst.REVERSED, fn); err != nil {
 			return err
 		}
 		return fmt.Errorf("%d entries, %d could be read from the front", tab.KeyCount(), n)
 	})
 }
 
-func walk(tab *engine.Table, direction int, fn func(rawEntry) error) (n int, err error) {
+func walk(tab *sst.Table, direction int, fn func(rawEntry) error) (n int, err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = nil // a damaged block: what came before it counts
 		}
 	}()
-	it := tab.NewIterator(direction | engine.NOCACHE)
+	it := tab.NewIterator(direction | sst.NOCACHE)
 	defer func() { _ = it.Close() }()
 	for it.Rewind(); it.Valid(); it.Next() {
 		n++

@@ -35,17 +35,19 @@ var imports = map[string][]string{
 	"control":             {"messenger", "store", "wire"},
 	"messenger":           {"identity", "session", "group", "store", "wire", "record"},
 	"node":                {"identity", "wire", "record"},
-	"mailbox":             {"identity", "wire"},
+	"mailbox":             {"identity", "wire", "internal/disk", "internal/engine"},
 	"operator":            {"node", "mailbox", "identity"},
 	"group":               {"identity", "wire"},
 	"session":             {"identity"},
-	"store":               {},
+	"store":               {"internal/disk", "internal/engine"},
 	"wire":                {"wire/internal/pb"},
 	"wire/internal/pb":    {},
 	"record":              {},
 	"identity":            {},
 	"internal/canon":      {},
 	"internal/clock":      {},
+	"internal/disk":       {},
+	"internal/engine":     {},
 	"internal/fault":      {},
 	"internal/safetext":   {},
 	"internal/arch":       {},
@@ -64,7 +66,7 @@ var leaves = []string{"internal/canon", "internal/clock", "internal/fault", "int
 var outside = map[string][]string{
 	"github.com/libp2p/":              {"node", "mailbox", "operator", "internal/testnet", "bench"},
 	"github.com/multiformats/":        {"node", "mailbox", "operator", "daemon", "internal/testnet", "bench"},
-	"github.com/dgraph-io/badger/":    {"store", "mailbox", "node", "bench"}, // node: the options of a volunteer\'s DHT store
+	"github.com/dgraph-io/badger/":    {"store", "mailbox", "node", "bench", "internal/engine"}, // node: the options of a volunteer\'s DHT store
 	"github.com/ipfs/go-ds-badger4":   {"node"},
 	"google.golang.org/protobuf":      {"wire", "wire/internal/pb", "node"}, // node: messages of kad-dht
 	"github.com/zalando/go-keyring":   {"identity"},

@@ -1,6 +1,6 @@
 //go:build unix
 
-package store
+package disk
 
 import (
 	"errors"
@@ -9,26 +9,26 @@ import (
 	"syscall"
 )
 
-// lockFile takes the exclusive lock that says whose directory it is; it ends with the process.
-func lockFile(path string) (*os.File, error) {
+// Lock takes the exclusive lock that says whose directory it is; it ends with the process.
+func Lock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("store: open lock file: %w", err)
+		return nil, fmt.Errorf("open lock file: %w", err)
 	}
 	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
 		_ = f.Close()
-		return nil, fmt.Errorf("store: %s: %w", path, ErrLocked)
+		return nil, fmt.Errorf("%s: %w", path, ErrLocked)
 	}
 	if err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("store: lock %s: %w", path, err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return f, nil
 }
 
-// unlockFile gives the lock up even while a process that is being started still has the descriptor.
-func unlockFile(f *os.File) error {
+// Unlock gives the lock up even while a process that is being started still has the descriptor.
+func Unlock(f *os.File) error {
 	err := syscall.Flock(int(f.Fd()), syscall.LOCK_UN)
 	if cerr := f.Close(); err == nil {
 		err = cerr
@@ -36,8 +36,8 @@ func unlockFile(f *os.File) error {
 	return err
 }
 
-// syncDir makes the names in a directory durable.
-func syncDir(dir string) error {
+// SyncDir makes the names in a directory durable.
+func SyncDir(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
 		return err
@@ -49,8 +49,8 @@ func syncDir(dir string) error {
 	return err
 }
 
-// foreign reports whether a file belongs to another user.
-func foreign(info os.FileInfo) bool {
+// Foreign reports whether a file belongs to another user.
+func Foreign(info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	return ok && int(st.Uid) != os.Geteuid()
 }
