@@ -134,10 +134,10 @@ func (q *Queue) judge(a *arrival, token tokenRow, there bool) (known bool, err e
 	}
 	a.arrived, a.until = now/3600*3600, wire.HeldUntil(now, q.limits.KeepDays)
 	switch {
-	case b == nil:
-		return refuse("no box", errDeposit)
 	case q.state.Refusing || q.state.DrainUntil > 0:
 		return refuse("not taking", fmt.Errorf("mailbox: deposit: nothing is taken now: %w", wire.ErrOverloaded))
+	case b == nil:
+		return refuse("no box", errDeposit)
 	case b.row.Flags&flagBlocked != 0 || q.blockedFrom(a.from):
 		return refuse("blocked", errDeposit)
 	case a.stranger && (b.row.Flags&flagStrangers == 0 || b.strangers >= wire.MaxStrangers):
