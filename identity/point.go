@@ -27,6 +27,9 @@ func checkEdPoint(key [32]byte) error {
 	return nil
 }
 
+// CheckKey refuses an Ed25519 public key that is not as PROTOCOL 2.5 wants it, for keys that no object of this package carries.
+func CheckKey(key [32]byte) error { return checkEdPoint(key) }
+
 // checkX25519 refuses a public key that is not canonical or whose shared secrets would all be zero (a low-order point).
 func checkX25519(key [32]byte) error {
 	if !canonicalX25519(key) {

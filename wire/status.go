@@ -28,6 +28,8 @@ var (
 	ErrOverloaded  = errors.New("overloaded")
 	ErrTooLarge    = errors.New("too large")
 	ErrNotFound    = errors.New("not found")
+	// ErrUntrusted has no code: what came is not what its sender must have sent, or not signed by who must have signed it.
+	ErrUntrusted = errors.New("not to be trusted")
 )
 
 var codeErrors = [...]error{nil, ErrRefused, ErrLater, ErrLost, ErrOverloaded, ErrTooLarge, ErrNotFound}

@@ -35,7 +35,7 @@ var imports = map[string][]string{
 	"control":             {"messenger", "store", "wire"},
 	"messenger":           {"identity", "session", "group", "store", "wire", "record"},
 	"node":                {"identity", "wire", "record"},
-	"mailbox":             {"identity", "wire", "internal/disk", "internal/engine"},
+	"mailbox":             {"identity", "wire", "record", "internal/disk", "internal/engine"},
 	"operator":            {"node", "mailbox", "identity"},
 	"group":               {"identity", "wire"},
 	"session":             {"identity"},
@@ -139,6 +139,7 @@ var brokenPromises = map[string]string{
 
 // jitter: randomness that spreads load and protects nothing.
 var jitter = map[string]string{
+	"mailbox/server.go":   "spreads the return of those who were turned away",
 	"messenger/outbox.go": "spreads retries",
 	"node/directory.go":   "spreads look-ups and their order",
 	"node/front.go":       "spreads what the front host puts again",
