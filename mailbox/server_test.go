@@ -384,20 +384,25 @@ func TestABoxIsMadeOnlyForWhoeverTheModeAdmits(t *testing.T) {
 }
 
 func TestStrangersNeedAnOpenBoxAndWork(t *testing.T) {
+	const bits = 12 // quick to find; a mailbox never asks for so few
 	w := start(t, nil)
+	if got := w.srv.cfg.Terms.StrangerBits; got != wire.MinStrangerBits {
+		t.Errorf("asks for %d bits", got)
+	}
+	w.srv.cfg.Terms.StrangerBits = bits
 	owner, sender := w.owner(), w.client()
 	hour := uint32(time.Now().Unix() / 3600)
 	d := wire.StrangerDeposit{Box: owner.ID(), Hour: hour, Envelope: sealed(1)}
 	_, err := sender.DepositStranger(within(t), w.addr, d)
 	wantIs(t, "without work", err, wire.ErrRefused)
-	d.Nonce, err = StrangerStamp(within(t), w.srv.key, d.Box, hour, d.Envelope, wire.MinStrangerBits)
+	d.Nonce, err = StrangerStamp(within(t), w.srv.key, d.Box, hour, d.Envelope, bits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, err = sender.DepositStranger(within(t), w.addr, d)
 	wantIs(t, "a box that takes none", err, wire.ErrRefused)
-	if bits, err := owner.Strangers(within(t), true); err != nil || bits != wire.MinStrangerBits {
-		t.Fatalf("%d bits, %v", bits, err)
+	if got, err := owner.Strangers(within(t), true); err != nil || got != bits {
+		t.Fatalf("%d bits, %v", got, err)
 	}
 	if _, err = sender.DepositStranger(within(t), w.addr, d); err != nil {
 		t.Error(err)
