@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"time"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -27,9 +26,6 @@ var errBusy = fmt.Errorf("mailbox: too many deposits wait: %w", wire.ErrOverload
 
 // errDeposit is the one answer to whoever may not deposit: no such box, no such token, no room (PROTOCOL 17.4).
 var errDeposit = fmt.Errorf("mailbox: deposit: %w", wire.ErrRefused)
-
-// slowCommit is a latency of the slowest commits at which deposits are shed: strangers' at once, those into open boxes at twice as much.
-const slowCommit = 500 * time.Millisecond
 
 // arrival is a deposit on its way in.
 type arrival struct {
@@ -158,7 +154,7 @@ func (q *Queue) judge(a *arrival, token tokenRow, there bool) (known bool, err e
 		return refuse("part full", fmt.Errorf("mailbox: deposit: the %v part is full: %w", p, wire.ErrOverloaded))
 	case p == partOpen && a.from.IsValid() && q.senders.bytes(a.from)+size > q.limits.share():
 		return refuse("prefix full", fmt.Errorf("mailbox: deposit: too much from one address prefix: %w", wire.ErrOverloaded))
-	case q.figures.slow > slowCommit && (a.stranger || p == partOpen && q.figures.slow > 2*slowCommit):
+	case q.limits.Slow > 0 && q.figures.slow > q.limits.Slow && (a.stranger || p == partOpen && q.figures.slow > 2*q.limits.Slow):
 		return refuse("slow", fmt.Errorf("mailbox: deposit: the disk is slow: %w", wire.ErrOverloaded))
 	}
 	return false, nil

@@ -3,25 +3,27 @@ package mailbox
 import (
 	"fmt"
 	"net/netip"
+	"time"
 
 	"sotto/wire"
 )
 
 // Limits is what a volunteer gives (reliability 5). A zero field means its default.
 type Limits struct {
-	Ceiling    int64  // bytes of envelopes, tokens and records in all; 0: 10 GiB
-	Vouched    int    // percent of the ceiling for boxes with a voucher or on the list; 0: 60
-	Open       int    // percent for all others; 0: 30. What is left is the engine's
-	Share      int    // percent of the open part that one address prefix may fill; 0: 2
-	Boxes      int    // 0: 20 000. Of these at most two thirds are open boxes
-	StartBytes uint64 // of a fresh open box; 0: 1 MiB
-	StartCount uint32 // 0: 32
-	MaxBytes   uint64 // of a box that stood the test; 0: 64 MiB
-	MaxCount   uint32 // 0: 4096
-	KeepDays   uint16 // 0: 30
-	Reserve    int64  // bytes of the disk that stay free; 0: 512 MB, below 0 none
-	Pending    int64  // bytes of deposits that wait for their commit; 0: 32 MiB
-	LotBytes   int64  // of envelopes that are dropped together once all are gone; 0: 64 MiB
+	Ceiling    int64         // bytes of envelopes, tokens and records in all; 0: 10 GiB
+	Vouched    int           // percent of the ceiling for boxes with a voucher or on the list; 0: 60
+	Open       int           // percent for all others; 0: 30. What is left is the engine's
+	Share      int           // percent of the open part that one address prefix may fill; 0: 2
+	Boxes      int           // 0: 20 000. Of these at most two thirds are open boxes
+	StartBytes uint64        // of a fresh open box; 0: 1 MiB
+	StartCount uint32        // 0: 32
+	MaxBytes   uint64        // of a box that stood the test; 0: 64 MiB
+	MaxCount   uint32        // 0: 4096
+	KeepDays   uint16        // 0: 30
+	Reserve    int64         // bytes of the disk that stay free; 0: 512 MB, below 0 none
+	Pending    int64         // bytes of deposits that wait for their commit; 0: 32 MiB
+	Slow       time.Duration // the slowest commits above which strangers' deposits are shed, and at twice as much those into open boxes; 0: 500 ms, below 0 never
+	LotBytes   int64         // of envelopes that are dropped together once all are gone; 0: 64 MiB
 }
 
 func (l Limits) withDefaults() Limits {
@@ -29,6 +31,7 @@ func (l Limits) withDefaults() Limits {
 	l.Vouched, l.Open, l.Share, l.Boxes = either(l.Vouched, 60), either(l.Open, 30), either(l.Share, 2), either(l.Boxes, 20_000)
 	l.StartBytes, l.StartCount = either(l.StartBytes, 1<<20), either(l.StartCount, 32)
 	l.MaxBytes, l.MaxCount = either(l.MaxBytes, 64<<20), either(l.MaxCount, 4096)
+	l.Slow = either(l.Slow, 500*time.Millisecond)
 	l.KeepDays = either(l.KeepDays, wire.MaxKeepDays)
 	l.Reserve, l.Pending, l.LotBytes = either(l.Reserve, 512<<20), either(l.Pending, 32<<20), either(l.LotBytes, 64<<20)
 	return l

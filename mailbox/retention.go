@@ -57,6 +57,7 @@ func (q *Queue) upkeepLoop(ctx context.Context) error {
 	q.report("go on with what a crash cut off", q.resume(ctx))
 	for n := 1; ; n++ {
 		if err := q.cfg.Clock.Wait(ctx, upkeepTick); err != nil {
+			q.report("write the time mark", q.setState(func(*stateRow) {}))
 			return nil // the program ends
 		}
 		q.upkeep(ctx, n)
