@@ -116,7 +116,7 @@ func TestWhatMayNotBeDepositedIsRefusedWithOneAnswer(t *testing.T) {
 	for name, d := range map[string]wire.Deposit{
 		"an unknown box":     {Box: boxID(2), Token: token(0), Envelope: envelope(0, small)},
 		"an unknown token":   {Box: id, Token: token(77), Envelope: envelope(0, small)},
-		"too late a date":    {Box: id, Token: token(0), NotBefore: wire.HeldUntil(someDay.Unix(), 30) - daySeconds + 1, Envelope: envelope(0, small)},
+		"too late a date":    {Box: id, Token: token(37), NotBefore: wire.HeldUntil(someDay.Unix(), 30) - daySeconds + 1, Envelope: envelope(37, small)},
 		"a box without room": {Box: id, Token: token(39), Envelope: envelope(39, small)},
 	} {
 		if name == "a box without room" {
