@@ -143,6 +143,7 @@ type protocols struct {
 	knock      protocol.ID
 	ping       protocol.ID
 	volunteers protocol.ID
+	mailbox    protocol.ID // served by package mailbox on the service host
 	kad, lan   protocol.ID // kad-dht makes these itself from the prefix
 	mdns       string
 	version    string
@@ -160,6 +161,7 @@ func protocolsOf(network string) protocols {
 		knock:      protocol.ID(p + "/knock/1"),
 		ping:       protocol.ID(p + "/ping/1"),
 		volunteers: protocol.ID(p + "/volunteers/1"),
+		mailbox:    protocol.ID(p + "/mailbox/1"),
 		kad:        protocol.ID(p + "/kad/1.0.0"),
 		lan:        protocol.ID(p + "/lan/kad/1.0.0"),
 		mdns:       "_" + name + "._udp",

@@ -58,6 +58,23 @@ func TestARecordPublishedByOneIsFoundByAnother(t *testing.T) {
 	wantErr(t, err, wire.ErrNotFound)
 }
 
+func TestARecordPutByAVolunteerForSomebodyIsFound(t *testing.T) {
+	v := startVolunteer(t, nil)
+	b := start(t, func(c *Config, _ *person) { c.Bootstrap = v.Addrs() })
+	name, value := inviteRecord(t, "hello", uint64(time.Now().Unix()))
+	forged := bytes.Clone(value)
+	forged[100] ^= 1
+	if err := v.PutRecord(within(t, 20*time.Second), name, forged); err == nil {
+		t.Error("a forged record is put")
+	}
+	if err := v.PutRecord(within(t, 20*time.Second), name, value); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.Find(within(t, 20*time.Second), name); err != nil || !bytes.Equal(got, value) {
+		t.Fatalf("find: %v", err)
+	}
+}
+
 func TestAnInviteIsFetchedFromTheFrontHostNamedByAHint(t *testing.T) {
 	a, b := start(t, nil), start(t, nil)
 	name, value := inviteRecord(t, "hello", uint64(time.Now().Unix()))

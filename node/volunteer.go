@@ -35,6 +35,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"sotto/internal/clock"
+	"sotto/record"
 	"sotto/wire"
 )
 
@@ -209,7 +210,7 @@ func volunteerResources(n int, p protocols) (network.ResourceManager, error) {
 		Service:  map[string]rcmgr.ResourceLimits{relayv2.ServiceName: many},
 		Protocol: map[protocol.ID]rcmgr.ResourceLimits{},
 	}
-	for _, id := range []protocol.ID{proto.ProtoIDv2Hop, proto.ProtoIDv2Stop, identify.ID, identify.IDPush, p.kad, p.volunteers, p.ping} {
+	for _, id := range []protocol.ID{proto.ProtoIDv2Hop, proto.ProtoIDv2Stop, identify.ID, identify.IDPush, p.kad, p.volunteers, p.mailbox, p.ping} {
 		partial.Protocol[id] = many
 	}
 	conns := &rate.Limiter{NetworkPrefixLimits: loopbackUnlimited(), SubnetRateLimiter: rate.SubnetLimiter{
@@ -278,6 +279,24 @@ func (v *Volunteer) Addrs() []string { return p2pAddrs(v.dht) }
 
 // ServiceAddrs are the service host's addresses with /p2p.
 func (v *Volunteer) ServiceAddrs() []string { return p2pAddrs(v.service) }
+
+// Service is the service host, for what else is served there: a mailbox. It is closed with the volunteer.
+func (v *Volunteer) Service() host.Host { return v.service }
+
+// PutRecord gives somebody's record to the wide DHT: to this volunteer's own store, and to the others it belongs to.
+func (v *Volunteer) PutRecord(ctx context.Context, name [32]byte, value []byte) error {
+	if err := record.Validate(name, value, v.clock.Now()); err != nil {
+		return fmt.Errorf("put record: %w", err)
+	}
+	err := v.kad.WAN.PutValue(ctx, record.Key(name), value)
+	if err != nil && v.kad.WAN.RoutingTable().Size() > 0 { // else there is no other server, and we have it
+		return fmt.Errorf("put record: %w", err)
+	}
+	return nil
+}
+
+// ClockOffset is the median of what at least three other volunteers say, relative to this machine's clock.
+func (v *Volunteer) ClockOffset() (time.Duration, bool) { return v.known.offset() }
 
 func p2pAddrs(h host.Host) []string {
 	addrs, err := peer.AddrInfoToP2pAddrs(host.InfoFromHost(h))
@@ -401,7 +420,7 @@ func (v *Volunteer) visit(ctx context.Context, info peer.AddrInfo) error {
 	if err := v.dht.Connect(ctx, info); err != nil {
 		return err
 	}
-	all, _, err := askVolunteer(ctx, v.dht, info.ID, v.proto.volunteers, v.clock.Now)
+	all, offset, err := askVolunteer(ctx, v.dht, info.ID, v.proto.volunteers, v.clock.Now)
 	if err != nil || len(all) == 0 {
 		return err
 	}
@@ -410,6 +429,7 @@ func (v *Volunteer) visit(ctx context.Context, info peer.AddrInfo) error {
 	if err != nil {
 		return err
 	}
+	v.known.heard(id, offset)
 	v.mu.Lock()
 	if _, ok := v.others[id]; (ok || len(v.others) < maxListed) && self.raw != nil {
 		v.others[id] = heard{terms: self.raw, at: v.clock.Now()}
