@@ -361,3 +361,6 @@ func ownerKey(key ed25519.PrivateKey) (pub [32]byte) {
 	copy(pub[:], key.Public().(ed25519.PublicKey))
 	return pub
 }
+
+// Work is the admission of a fresh box by RegisterStamp's nonce.
+func Work(hour uint32, nonce uint64) wire.Admission { return wire.Admission{Hour: hour, Nonce: nonce} }

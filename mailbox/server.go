@@ -426,6 +426,19 @@ func (q *Queue) drainUntil() int64 {
 	return q.state.DrainUntil
 }
 
+// FlagRelay in the terms says that the service host relays, too.
+const FlagRelay = wire.FlagRelay
+
+// ParseMode reads a mode as config names it.
+func ParseMode(name string) (wire.Mode, error) {
+	for m := wire.ModeOpen; m <= wire.ModeClosed; m++ {
+		if m.String() == name {
+			return m, nil
+		}
+	}
+	return wire.ModeClosed, fmt.Errorf("%q: want open, invite, allowlist or closed", name)
+}
+
 // InspectRecord reads number and last date of a DHT record, for QueueConfig.
 func InspectRecord(value []byte) (seq uint64, notAfter time.Time, err error) {
 	return record.Seq(value)

@@ -10,12 +10,15 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"sotto/mailbox"
 )
 
 // Config is config.toml in the home directory; every line may be left out, and flags win over it.
@@ -30,6 +33,22 @@ type Config struct {
 	AllowPrivate bool     `toml:"allow_private" json:"allow_private"` // serve a closed network with private addresses
 	MDNS         bool     `toml:"mdns" json:"mdns"`                   // announce on the local network
 	Network      string   `toml:"network" json:"network"`             // name of a separate test network
+	Mailbox      Mailbox  `toml:"mailbox" json:"mailbox"`
+}
+
+// Mailbox is what the volunteer keeps for people who are away.
+type Mailbox struct {
+	Enabled      bool   `toml:"enabled" json:"enabled"`
+	Mode         string `toml:"mode" json:"mode"`                   // who gets a box: "open", "invite", "allowlist", "closed"
+	Quota        int    `toml:"quota" json:"quota"`                 // MiB of disk in all
+	Reserve      int    `toml:"reserve" json:"reserve"`             // MiB of the disk that stay free; 0 for none
+	Boxes        int    `toml:"boxes" json:"boxes"`                 // at most
+	BoxSize      int    `toml:"box_size" json:"box_size"`           // MiB of one box
+	BoxCount     int    `toml:"box_count" json:"box_count"`         // envelopes in one box
+	KeepDays     int    `toml:"keep_days" json:"keep_days"`         // how long mail is kept that nobody fetches
+	RegisterBits int    `toml:"register_bits" json:"register_bits"` // of work for a box in mode open; each bit doubles it
+	StrangerBits int    `toml:"stranger_bits" json:"stranger_bits"` // of work for an envelope from a stranger
+	Note         string `toml:"note" json:"note"`                   // shown to people who consider this mailbox
 }
 
 // Ports that people will find in firewalls' documentation.
@@ -41,7 +60,10 @@ const (
 const configName = "config.toml"
 
 func defaultConfig() Config {
-	return Config{Port: defaultPort, DHTPort: defaultDHTPort, MaxUsers: 1000, MaxRecords: 100_000}
+	return Config{
+		Port: defaultPort, DHTPort: defaultDHTPort, MaxUsers: 1000, MaxRecords: 100_000,
+		Mailbox: Mailbox{Enabled: true, Mode: "open", Quota: 10 << 10, Reserve: 512, Boxes: 20_000, BoxSize: 64, BoxCount: 4096, KeepDays: 30, RegisterBits: 20, StrangerBits: 22},
+	}
 }
 
 // maxConfig bounds the file; a longer one is not ours.
@@ -98,6 +120,9 @@ func (c Config) check() error {
 			return fmt.Errorf("%s = %d: want 1 to %d", l.name, l.value, l.max)
 		}
 	}
+	if err := c.Mailbox.check(); err != nil {
+		return err
+	}
 	for _, a := range c.Listen {
 		if _, err := netip.ParseAddr(a); err != nil {
 			return fmt.Errorf("listen %q: want an IP address", a)
@@ -118,6 +143,28 @@ func (c Config) check() error {
 	}
 	if strings.ContainsAny(c.Network, "/ _") || len(c.Network) > 32 {
 		return fmt.Errorf("network %q: want a short word", c.Network)
+	}
+	return nil
+}
+
+// check names the first value of the mailbox that cannot be meant.
+func (m Mailbox) check() error {
+	for _, l := range []struct {
+		name            string
+		value, min, max int
+	}{
+		{"quota", m.Quota, 64, 1 << 24}, {"reserve", m.Reserve, 0, 1 << 24}, {"boxes", m.Boxes, 1, 1_000_000}, {"box_size", m.BoxSize, 1, 1 << 20},
+		{"box_count", m.BoxCount, 32, 1_000_000}, {"keep_days", m.KeepDays, 1, 30}, {"register_bits", m.RegisterBits, 0, 32}, {"stranger_bits", m.StrangerBits, 22, 32},
+	} {
+		if l.value < l.min || l.value > l.max {
+			return fmt.Errorf("mailbox.%s = %d: want %d to %d", l.name, l.value, l.min, l.max)
+		}
+	}
+	if _, err := mailbox.ParseMode(m.Mode); err != nil {
+		return fmt.Errorf("mailbox.mode: %w", err)
+	}
+	if len(m.Note) > 256 || !utf8.ValidString(m.Note) {
+		return errors.New("mailbox.note: want at most 256 bytes of text")
 	}
 	return nil
 }
@@ -184,6 +231,9 @@ func (c *Config) flags(f *pflag.FlagSet) {
 	f.IntVar(&c.MaxUsers, "max-users", c.MaxUsers, "people to serve at a time")
 	f.BoolVar(&c.AllowPrivate, "allow-private", c.AllowPrivate, "serve private and loopback addresses: tests, closed networks")
 	f.BoolVar(&c.MDNS, "mdns", c.MDNS, "announce on the local network")
+	f.BoolVar(&c.Mailbox.Enabled, "mailbox", c.Mailbox.Enabled, "keep mail for people who are away")
+	f.StringVar(&c.Mailbox.Mode, "mailbox-mode", c.Mailbox.Mode, "who gets a mailbox: open, invite, allowlist, closed")
+	f.IntVar(&c.Mailbox.Quota, "mailbox-quota", c.Mailbox.Quota, "MiB of disk for mail")
 	f.StringVar(&c.Network, "network", c.Network, "name of a separate test network")
 }
 
@@ -194,7 +244,8 @@ func merge(file, given Config, f *pflag.FlagSet) Config {
 		"listen": func() { file.Listen = given.Listen }, "announce": func() { file.Announce = given.Announce },
 		"peer": func() { file.Peers = given.Peers }, "max-users": func() { file.MaxUsers = given.MaxUsers },
 		"allow-private": func() { file.AllowPrivate = given.AllowPrivate }, "mdns": func() { file.MDNS = given.MDNS },
-		"network": func() { file.Network = given.Network },
+		"network": func() { file.Network = given.Network }, "mailbox": func() { file.Mailbox.Enabled = given.Mailbox.Enabled },
+		"mailbox-mode": func() { file.Mailbox.Mode = given.Mailbox.Mode }, "mailbox-quota": func() { file.Mailbox.Quota = given.Mailbox.Quota },
 	}
 	f.Visit(func(flag *pflag.Flag) {
 		if take := set[flag.Name]; take != nil {

@@ -20,8 +20,10 @@ import (
 
 // Env is the world a command runs in.
 type Env struct {
+	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	Getenv         func(string) string
+	Program        string // this binary, to look at damaged files in a child; "": never
 	// Serving is called once the volunteer serves; tests wait for it.
 	Serving func(node.VolunteerStatus)
 }
@@ -90,7 +92,7 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "sotto-mailbox",
 		Short:         "Help people on sotto find and reach each other",
-		Long:          "sotto-mailbox runs a volunteer: a bootstrap and DHT server, a relay, and a check of reachability.\nIt sees addresses, sizes and times, and when it relays which nodes talk. It cannot see who they are, or what they say.",
+		Long:          "sotto-mailbox runs a volunteer: a bootstrap and DHT server, a relay, a check of reachability, and a mailbox for\npeople who are away. It sees addresses, sizes and times, and when it relays which nodes talk. It cannot see who they\nare, or what they say.",
 		SilenceErrors: true, SilenceUsage: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
@@ -101,7 +103,7 @@ func (a *app) command() *cobra.Command {
 	config := &cobra.Command{Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	config.AddCommand(a.configCheckCommand())
-	root.AddCommand(a.serveCommand(), a.statusCommand(), config, a.versionCommand())
+	root.AddCommand(a.serveCommand(), a.statusCommand(), config, a.versionCommand(), a.probeQueueCommand())
 	return root
 }
 

@@ -51,22 +51,26 @@ func (a *app) serve(ctx context.Context, c Config) error {
 	if err := c.portsFree(); err != nil {
 		return failed(exitFailed, "port", "End who has it, perhaps another volunteer, or choose others with --port and --dht-port.", err)
 	}
+	log := slog.New(slog.NewTextHandler(a.env.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	v, err := node.NewVolunteer(node.VolunteerConfig{
 		ServiceKey: k.service, DHTKey: k.dht, Network: c.Network,
 		ServicePort: orAny(c.Port), DHTPort: orAny(c.DHTPort), Listen: c.listen(),
 		AnnounceService: c.announced(c.Port), AnnounceDHT: c.announced(c.DHTPort), Peers: c.Peers,
 		AllowPrivate: c.AllowPrivate, MDNS: c.MDNS, MaxUsers: c.MaxUsers, MaxRecords: c.MaxRecords,
-		DataDir: filepath.Join(a.home, "records"), Clock: clock.FromEnv(),
-		Log: slog.New(slog.NewTextHandler(a.env.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		DataDir: filepath.Join(a.home, "records"), Clock: clock.FromEnv(), Log: log,
 	})
 	if err != nil {
 		return failed(exitFailed, "start", "Are the ports free, and is no other volunteer running in "+a.home+"? See: sotto-mailbox config check", err)
 	}
+	box, err := a.openMailbox(c, k.service, v, log)
+	if err != nil {
+		return failed(exitFailed, "mailbox", "Its files are in "+filepath.Join(a.home, "mailbox")+". To serve without it: --mailbox=false", errors.Join(fmt.Errorf("open the mailbox: %w", err), v.Close()))
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ran := make(chan error, 1)
-	go func() { ran <- v.Run(ctx) }()
-	socket, err := a.serveStatus(ctx, v)
+	go func() { ran <- a.runAll(ctx, v, box) }()
+	socket, err := a.serveStatus(ctx, func() status { return status{v.Status(), box.status()} })
 	if err != nil {
 		_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: status will not work: %v\n", err)
 	}
@@ -85,6 +89,25 @@ func (a *app) serve(ctx context.Context, c Config) error {
 		return failed(exitFailed, "stopped", "", err)
 	}
 	return nil
+}
+
+// runAll ends everything when one part ends; the mailbox ends before the hosts it is served on.
+func (a *app) runAll(ctx context.Context, v *node.Volunteer, box keeper) error {
+	hosts, stopHosts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopHosts()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ran := make(chan error, 1)
+	go func() {
+		defer cancel()
+		ran <- v.Run(hosts)
+	}()
+	err := box.run(ctx)
+	if box.queue == nil {
+		<-ctx.Done()
+	}
+	stopHosts()
+	return errors.Join(err, <-ran)
 }
 
 func orAny(port int) int {

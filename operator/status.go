@@ -25,6 +25,12 @@ const (
 	maxStatus     = 1 << 20
 )
 
+// status is what the socket answers.
+type status struct {
+	node.VolunteerStatus
+	Mailbox *mailboxStatus `json:"mailbox,omitempty"`
+}
+
 func (a *app) socket() string { return filepath.Join(a.home, socketName) }
 
 // running tells whether a volunteer answers in this home.
@@ -34,7 +40,7 @@ func (a *app) running() bool {
 }
 
 // serveStatus answers at the socket until ctx ends; the channel closes when it no longer does.
-func (a *app) serveStatus(ctx context.Context, v *node.Volunteer) (<-chan struct{}, error) {
+func (a *app) serveStatus(ctx context.Context, now func() status) (<-chan struct{}, error) {
 	if err := os.Remove(a.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -56,14 +62,14 @@ func (a *app) serveStatus(ctx context.Context, v *node.Volunteer) (<-chan struct
 				return
 			}
 			_ = c.SetDeadline(time.Now().Add(statusTimeout))
-			_ = json.NewEncoder(c).Encode(v.Status())
+			_ = json.NewEncoder(c).Encode(now())
 			_ = c.Close()
 		}
 	}()
 	return done, nil
 }
 
-func (a *app) askStatus() (s node.VolunteerStatus, err error) {
+func (a *app) askStatus() (s status, err error) {
 	c, err := net.DialTimeout("unix", a.socket(), statusTimeout)
 	if err != nil {
 		return s, err
@@ -87,6 +93,17 @@ func (a *app) statusCommand() *cobra.Command {
 		fmt.Fprintf(&b, "● serving · %d connections, %d to the DHT · %d records · %d other volunteers\n", s.Connections, s.DHTConnections, s.Records, s.Volunteers)
 		for _, addr := range bestFirst(s.Bootstrap) {
 			fmt.Fprintf(&b, "  bootstrap %s\n", addr)
+		}
+		if m := s.Mailbox; m != nil {
+			fmt.Fprintf(&b, "  mailbox %d boxes · %d envelopes, %d of %d MiB · %d owners wait\n", m.Boxes, m.Waiting, m.Bytes>>20, m.Ceiling>>20, m.Server.Waiting)
+			for _, what := range m.Wrong {
+				fmt.Fprintf(&b, "  mailbox: %s\n", what)
+			}
+			for _, refused := range []map[string]uint64{m.Server.Refused, m.Refused} {
+				for name, n := range refused {
+					s.Refused["mailbox: "+name] = n
+				}
+			}
 		}
 		var names []string
 		for name := range s.Refused {

@@ -19,5 +19,9 @@ func main() {
 func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return operator.Main(ctx, os.Args[1:], operator.Env{Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv})
+	program, err := os.Executable()
+	if err != nil {
+		program = ""
+	}
+	return operator.Main(ctx, os.Args[1:], operator.Env{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Getenv: os.Getenv, Program: program})
 }
