@@ -106,7 +106,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add("talk", a.chatCommand(), a.sendCommand(), a.inboxCommand(), a.readCommand(), a.watchCommand(), a.waitCommand(), a.traceCommand())
 	add("people", a.inviteCommand(), a.addCommand(), a.requestsCommand(), a.acceptCommand(), a.rejectCommand(), a.contactsCommand(), a.verifyCommand())
-	add("node", a.upCommand(), a.downCommand(), a.statusCommand(), a.peersCommand(), a.doctorCommand())
+	add("node", a.upCommand(), a.downCommand(), a.statusCommand(), a.peersCommand(), a.mailboxesCommand(), a.doctorCommand())
 	add("self", a.identityCommand(), a.setCommand())
 	add("meta", a.demoCommand(), a.configCommand(), a.versionCommand())
 	a.commands = map[string]bool{}

@@ -22,7 +22,7 @@ func (a *app) demoCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "demo", Short: "Watch two people meet and talk, on this computer alone", Args: exactly(),
 		Long: "Starts a volunteer and two people on the loopback, each with a home of their own, and lets them meet by an invite, write both ways,\n" +
-			"lose one and get it back. Every step is checked against what the receiving side has on disk; exit 0 means that all held.",
+			"lose one and get it back, and talk without being there together. Every step is checked against what the receiving side has on disk; exit 0 means that all held.",
 		RunE: a.run(func(cmd *cobra.Command, _ []string) error { return a.demo(cmd.Context(), keep) }),
 	}
 	c.Flags().BoolVar(&keep, "keep", false, "leave the homes, to look at")
@@ -45,6 +45,7 @@ type stage struct {
 // actor is one person of the demo: a node in this process, driven through its socket as the commands do.
 type actor struct {
 	name string
+	part string // of the demo's directory
 	home daemon.Home
 	*link
 }
@@ -77,7 +78,7 @@ func (s *stage) play(ctx context.Context) error {
 	defer stop()
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
-		ended <- daemon.RunVolunteer(ctx, s.a.clock, s.log, func(bootstrap, relays []string) {
+		ended <- daemon.RunVolunteer(ctx, filepath.Join(s.dir, "mailbox"), s.a.clock, s.log, func(bootstrap, relays []string) {
 			s.bootstrap, s.relays = bootstrap, relays
 			close(ready)
 		})
@@ -108,6 +109,9 @@ func (s *stage) scenes(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, bob.Close()) }()
+	if err := s.mailboxes(ctx, alice, bob); err != nil {
+		return err
+	}
 	if err := s.meet(ctx, alice, bob); err != nil {
 		return err
 	}
@@ -118,7 +122,35 @@ func (s *stage) scenes(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := s.held(ctx, alice, bob); err != nil {
+		return err
+	}
+	if err := s.neverTogether(ctx, alice); err != nil {
+		return err
+	}
 	return s.curtain(ctx, alice, bob, late)
+}
+
+// mailboxes waits until mail for each of them has a place to wait.
+func (s *stage) mailboxes(ctx context.Context, people ...*actor) error {
+	for _, who := range people {
+		ctx, cancel := context.WithTimeout(ctx, demoLimit)
+		defer cancel()
+		for {
+			list, err := control.Call[control.MailboxList](ctx, who.Client, "mailbox.list", control.None{})
+			if err != nil {
+				return fmt.Errorf("ask for %s's mailboxes: %w", who.name, err)
+			}
+			if slices.ContainsFunc(list.Mailboxes, func(m control.Mailbox) bool { return m.Ready }) {
+				break
+			}
+			if err := s.a.clock.Wait(ctx, 50*time.Millisecond); err != nil {
+				return fmt.Errorf("no mailbox for %s: %w", who.name, err)
+			}
+		}
+		s.step(who.name, "has a box at the volunteer's mailbox")
+	}
+	return nil
 }
 
 // enter starts a person's node; the first time it makes the identity.
@@ -147,7 +179,7 @@ func (s *stage) enter(ctx context.Context, name, part string, first bool) (*acto
 	if first {
 		s.step(name, "made an identity and runs from %s", filepath.Join(s.dir, part))
 	}
-	return &actor{name: name, home: home, link: l}, nil
+	return &actor{name: name, part: part, home: home, link: l}, nil
 }
 
 // meet: an invite, followed; both sides must end with the same keys to compare.
@@ -263,6 +295,102 @@ func (s *stage) absence(ctx context.Context, alice, bob *actor) (control.Message
 	return m, nil
 }
 
+// held: Alice and Bob talk without ever being there together; the mailbox keeps what they say.
+func (s *stage) held(ctx context.Context, alice, bob *actor) error {
+	for _, turn := range []struct {
+		from, to *actor
+		text     string
+	}{
+		{alice, bob, "Now neither of us waits for the other."},
+		{bob, alice, "And nobody in between can read it."},
+	} {
+		if err := turn.to.Close(); err != nil {
+			return fmt.Errorf("stop %s: %w", turn.to.name, err)
+		}
+		if err := s.leave(ctx, turn.from, turn.to, turn.text); err != nil {
+			return err
+		}
+	}
+	return s.back(ctx, bob)
+}
+
+// leave: a text for somebody who is away, whose writer then goes away too, until the other has come and gone.
+func (s *stage) leave(ctx context.Context, from, to *actor, text string) error {
+	m, err := from.Send(ctx, control.SendParams{To: to.name, Text: text})
+	if err != nil {
+		return fmt.Errorf("%s writes: %w", from.name, err)
+	}
+	if m, err = from.Wait(ctx, m.ID, control.StateHeld, demoLimit); err != nil {
+		return fmt.Errorf("%s waits for a mailbox: %w", from.name, err)
+	}
+	if m.State != control.StateHeld || m.Held == nil || m.Held.By == 0 {
+		return fmt.Errorf("what %s wrote is %s instead of held", from.name, m.State)
+	}
+	s.step(from.name, "writes %q while %s is away; %s until %s", text, to.name, s.a.heldBy(m), m.Held.Until.Format("2 Jan"))
+	if err := from.Close(); err != nil {
+		return fmt.Errorf("stop %s: %w", from.name, err)
+	}
+	if err := s.back(ctx, to); err != nil {
+		return err
+	}
+	if err := s.received(ctx, to, from.name, text); err != nil {
+		return err
+	}
+	s.step(to.name, "comes when %s has gone, and has it on disk", from.name)
+	return nil
+}
+
+// back starts somebody's node again.
+func (s *stage) back(ctx context.Context, who *actor) error {
+	again, err := s.enter(ctx, who.name, who.part, false)
+	if err == nil {
+		*who = *again
+	}
+	return err
+}
+
+// received waits until a person's store has a text from another, once.
+func (s *stage) received(ctx context.Context, who *actor, from, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, demoLimit)
+	defer cancel()
+	for {
+		err := holds(ctx, who, from, text)
+		if err == nil || s.a.clock.Wait(ctx, 50*time.Millisecond) != nil {
+			return err
+		}
+	}
+}
+
+// neverTogether: Carol follows Alice's invite while Alice is away, and both talk without ever having been there together.
+func (s *stage) neverTogether(ctx context.Context, alice *actor) (err error) {
+	inv, err := alice.Invite(ctx, control.InviteParams{})
+	if err != nil {
+		return fmt.Errorf("alice invites carol: %w", err)
+	}
+	if err := alice.Close(); err != nil {
+		return fmt.Errorf("stop alice: %w", err)
+	}
+	s.step("Alice", "invites Carol and is stopped")
+	carol, err := s.enter(ctx, "Carol", "carol", true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, carol.Close()) }()
+	if err := s.mailboxes(ctx, carol); err != nil {
+		return err
+	}
+	if _, err := carol.Add(ctx, control.AddParams{Link: inv.Link}); err != nil {
+		return fmt.Errorf("carol follows the invite: %w", err)
+	}
+	if err := s.leave(ctx, carol, alice, "Found your link. Are you there?"); err != nil {
+		return err
+	}
+	if err := s.leave(ctx, alice, carol, "Never when you are, it seems."); err != nil {
+		return err
+	}
+	return s.back(ctx, alice)
+}
+
 // curtain shows the conversation as both have it, compares the two, and shows one message's way.
 func (s *stage) curtain(ctx context.Context, alice, bob *actor, m control.Message) error {
 	var texts [2][]string
@@ -278,7 +406,7 @@ func (s *stage) curtain(ctx context.Context, alice, bob *actor, m control.Messag
 			s.print("  %s", s.a.spoken(m))
 		}
 	}
-	if len(texts[0]) != 4 || !slices.Equal(texts[0], texts[1]) {
+	if len(texts[0]) != 6 || !slices.Equal(texts[0], texts[1]) {
 		return fmt.Errorf("the two stores differ: %q and %q", texts[0], texts[1])
 	}
 	t, err := alice.Trace(ctx, m.ID)

@@ -188,6 +188,9 @@ func (a *app) mark(m control.Message) string {
 	case control.StateQueued:
 		return "·"
 	case control.StateHeld:
+		if m.Held != nil {
+			return fmt.Sprintf("⇡ %d/%d", m.Held.By, m.Held.Of)
+		}
 		return "⇡"
 	case control.StateDelivered:
 		return "✓✓"

@@ -65,7 +65,7 @@ func volunteer(e *testscript.Env) (bootstrap string, err error) {
 	ctx, stop := context.WithCancel(context.Background())
 	addrs, ended := make(chan string, 1), make(chan error, 1)
 	go func() {
-		ended <- daemon.RunVolunteer(ctx, clock.System{}, slog.New(slog.DiscardHandler), func(bootstrap, _ []string) { addrs <- bootstrap[0] })
+		ended <- daemon.RunVolunteer(ctx, filepath.Join(e.WorkDir, ".mailbox"), clock.System{}, slog.New(slog.DiscardHandler), func(bootstrap, _ []string) { addrs <- bootstrap[0] })
 	}()
 	select {
 	case bootstrap = <-addrs:

@@ -149,6 +149,15 @@ func (a *app) handOver(ctx context.Context, l *link, m control.Message) (control
 	return m, err
 }
 
+// heldBy says how many mailboxes keep a message: "⇡ held 2/3", or without the sign where signs are words.
+func (a *app) heldBy(m control.Message) string {
+	by := fmt.Sprintf("held %d/%d", m.Held.By, m.Held.Of)
+	if a.mark(m) == m.State {
+		return by
+	}
+	return "⇡ " + by
+}
+
 func (a *app) saySent(m control.Message, own bool) {
 	name, id := line(m.Conv.Name), shortID(m.ID)
 	switch {
@@ -156,6 +165,8 @@ func (a *app) saySent(m control.Message, own bool) {
 		a.say("· queued for %s; goes out next time sotto runs  (%s)", name, id)
 	case m.State == control.StateQueued:
 		a.say("· queued for %s  (%s)", name, id)
+	case m.State == control.StateHeld && m.Held != nil:
+		a.say("%s for %s until %s  (%s)", a.heldBy(m), name, m.Held.Until.Local().Format("2 Jan"), id)
 	case a.mark(m) == m.State:
 		a.say("%s to %s  (%s)", m.State, name, id)
 	default:

@@ -61,8 +61,34 @@ type Message struct {
 	ReplyTo *string   `json:"reply_to"`
 	Edited  bool      `json:"edited"`
 	State   string    `json:"state" jsonschema:"queued, held, delivered, read, expired, failed or cancelled"`
+	Held    *Held     `json:"held,omitempty" jsonschema:"with state held: who keeps a sealed copy"`
 	Why     string    `json:"why,omitempty" jsonschema:"why it failed or expired"`
 	Missing uint64    `json:"missing,omitempty" jsonschema:"how many of the author's messages before this one have not arrived"`
+}
+
+// Held tells how many of the recipient's mailboxes signed that they keep a sealed copy.
+type Held struct {
+	By    int       `json:"by"`
+	Of    int       `json:"of" jsonschema:"mailboxes the recipient has"`
+	Until time.Time `json:"until" jsonschema:"so long do all of those keep it; it is renewed before"`
+}
+
+// Mailbox is a place where others leave mail for this person while no node of theirs runs.
+type Mailbox struct {
+	V       int       `json:"v"`
+	ID      string    `json:"id"`
+	Addr    string    `json:"addr"`
+	State   string    `json:"state" jsonschema:"new: not registered yet; open; leaving: dropped, read until mail to it must have come"`
+	Ready   bool      `json:"ready" jsonschema:"contacts are told of it"`
+	Chosen  bool      `json:"chosen" jsonschema:"by the program, because you named none or too few"`
+	Since   time.Time `json:"since"`
+	Seen    time.Time `json:"seen,omitzero" jsonschema:"when it last answered"`
+	Failing time.Time `json:"failing_since,omitzero"`
+	Why     string    `json:"why,omitempty" jsonschema:"why it does not serve"`
+	Quota   uint64    `json:"quota_bytes"`
+	Used    uint64    `json:"used_bytes"`
+	Days    int       `json:"keeps_days"`
+	RTT     float64   `json:"rtt_ms,omitempty" jsonschema:"of mailbox.test"`
 }
 
 // Contact is one person as this node knows them.
@@ -315,6 +341,11 @@ type (
 	AddrParams struct {
 		Addr string `json:"addr"`
 	}
+	// MailboxParams names a mailbox to begin with.
+	MailboxParams struct {
+		Addr    string `json:"addr" jsonschema:"multiaddress that ends in /p2p/ and its peer id"`
+		Voucher string `json:"voucher,omitempty" jsonschema:"what its operator gave, if it asks for one"`
+	}
 	// CursorParams names a reader's place in the event log.
 	CursorParams struct {
 		Cursor string `json:"cursor"`
@@ -349,6 +380,10 @@ type (
 	// PeerList is the node's connections.
 	PeerList struct {
 		Peers []Peer `json:"peers"`
+	}
+	// MailboxList is the places where mail for this person waits.
+	MailboxList struct {
+		Mailboxes []Mailbox `json:"mailboxes"`
 	}
 	// Cursor is a reader's place in the event log.
 	Cursor struct {
@@ -403,6 +438,14 @@ func (s *Server) methods() []method {
 		call("peers.list", "The node's connections.", s.peers),
 		long("peers.ping", "Measure the way to a contact.", s.ping),
 		long("peers.connect", "Connect to an address.", s.connect),
+
+		call("mailbox.list", "The mailboxes that keep mail for this person.", func(ctx context.Context, _ None) (MailboxList, error) {
+			list, err := c.Mailboxes(ctx)
+			return MailboxList{orEmpty(list)}, err
+		}),
+		call("mailbox.add", "Have mail kept at a mailbox.", func(ctx context.Context, p MailboxParams) (Mailbox, error) { return c.AddMailbox(ctx, p) }),
+		call("mailbox.drop", "Have no more mail left at a mailbox.", func(ctx context.Context, p IDParams) (Mailbox, error) { return c.DropMailbox(ctx, p.ID) }),
+		long("mailbox.test", "Ask a mailbox how our box stands.", func(ctx context.Context, p IDParams) (Mailbox, error) { return c.TestMailbox(ctx, p.ID) }),
 
 		call("events.cursor", "A reader's place in the event log; made at its end if new.", s.cursor),
 		call("events.ack", "Everything up to a place is done.", s.ack),

@@ -24,10 +24,12 @@ var _ Core = Messenger{}
 // exitOf maps the messenger's codes to exit codes; what is not listed is a plain failure.
 func exitOf(code string) int {
 	switch code {
-	case messenger.CodeContactNotFound, messenger.CodeMessageNotFound, messenger.CodeInviteNotFound:
+	case messenger.CodeContactNotFound, messenger.CodeMessageNotFound, messenger.CodeInviteNotFound, messenger.CodeMailboxNotFound:
 		return ExitNotFound
-	case messenger.CodeAmbiguous, messenger.CodeBadName, messenger.CodeBadText, messenger.CodeBadInvite, messenger.CodeOwnInvite:
+	case messenger.CodeAmbiguous, messenger.CodeBadName, messenger.CodeBadText, messenger.CodeBadInvite, messenger.CodeOwnInvite, messenger.CodeBadMailbox, messenger.CodeMailboxKnown:
 		return ExitUsage
+	case messenger.CodeOffline:
+		return ExitNoNode
 	case messenger.CodeNotVerified:
 		return ExitUnverified
 	case messenger.CodeTooLarge, messenger.CodeBlocked, messenger.CodeTooMany, messenger.CodeNotEstablished:
@@ -229,6 +231,32 @@ func (b Messenger) SetVerified(ctx context.Context, name string, same bool) (Ver
 	return b.Verify(ctx, name)
 }
 
+// Mailboxes lists where mail for us waits.
+func (b Messenger) Mailboxes(ctx context.Context) ([]Mailbox, error) {
+	list, err := b.Messenger.Mailboxes(ctx)
+	return each(list, mailbox), FromCore(err)
+}
+
+// AddMailbox begins a box at a mailbox.
+func (b Messenger) AddMailbox(ctx context.Context, p MailboxParams) (Mailbox, error) {
+	m, err := b.Messenger.AddMailbox(ctx, p.Addr, p.Voucher)
+	return mailbox(m), FromCore(err)
+}
+
+// DropMailbox gives a box up.
+func (b Messenger) DropMailbox(ctx context.Context, id string) (Mailbox, error) {
+	m, err := b.Messenger.DropMailbox(ctx, id)
+	return mailbox(m), FromCore(err)
+}
+
+// TestMailbox asks a mailbox how our box stands.
+func (b Messenger) TestMailbox(ctx context.Context, id string) (Mailbox, error) {
+	m, took, err := b.Messenger.TestMailbox(ctx, id)
+	out := mailbox(m)
+	out.RTT = float64(took.Microseconds()) / 1000
+	return out, FromCore(err)
+}
+
 // Settings tells what the program keeps for its person.
 func (b Messenger) Settings(ctx context.Context) (Settings, error) {
 	on, err := b.Messenger.ReadMarks(ctx)
@@ -326,7 +354,15 @@ func message(m messenger.Message) Message {
 	if m.From.Me {
 		out.From.Name = "me"
 	}
+	if m.Held.By > 0 {
+		out.Held = &Held{By: m.Held.By, Of: m.Held.Of, Until: m.Held.Until.UTC()}
+	}
 	return out
+}
+
+func mailbox(m messenger.Mailbox) Mailbox {
+	return Mailbox{V: 1, ID: m.ID, Addr: m.Addr, State: m.State, Ready: m.Ready, Chosen: m.Chosen, Since: m.Since.UTC(), Seen: m.Seen.UTC(), Failing: m.Failing.UTC(),
+		Why: m.Why, Quota: m.Quota, Used: m.Used, Days: m.Days}
 }
 
 func contact(c messenger.Contact) Contact {

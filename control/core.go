@@ -28,6 +28,10 @@ type (
 		Reject(ctx context.Context, name string, block bool) error
 		Verify(ctx context.Context, name string) (Verification, error)
 		SetVerified(ctx context.Context, name string, verified bool) (Verification, error)
+		Mailboxes(ctx context.Context) ([]Mailbox, error)
+		AddMailbox(ctx context.Context, p MailboxParams) (Mailbox, error)
+		DropMailbox(ctx context.Context, id string) (Mailbox, error)
+		TestMailbox(ctx context.Context, id string) (Mailbox, error)
 	}
 	// Self tells who this node is and how it does; Status leaves Net and the process's own fields empty.
 	Self interface {

@@ -104,6 +104,19 @@ func (c *Client) placeOf(addr string) (p spot, err error) {
 	return p, nil
 }
 
+// ServiceKey reads the key of a mailbox out of its address, which ends in its peer id.
+func ServiceKey(addr ma.Multiaddr) (key [32]byte, err error) {
+	info, err := peer.AddrInfoFromP2pAddr(addr)
+	if err != nil {
+		return key, fmt.Errorf("mailbox address: %w", err)
+	}
+	key, ok := keyOf(info.ID)
+	if !ok || identity.CheckKey(key) != nil {
+		return key, errors.New("mailbox address: a key that no mailbox has")
+	}
+	return key, nil
+}
+
 // Terms asks a mailbox what it promises. The terms are signed by the key in its address.
 func (c *Client) Terms(ctx context.Context, addr string) (wire.Terms, error) {
 	return ask(ctx, c, addr, &wire.TermsRequest{}, func(p spot, result []byte) (wire.Terms, error) {

@@ -49,6 +49,8 @@ const (
 	CodeTooMany         = "too_many"
 	CodeNotCancellable  = "not_cancellable"
 	CodeBadMailbox      = "bad_mailbox"
+	CodeOffline         = "offline"
+	CodeMailboxSilent   = "mailbox_silent"
 	CodeMailboxKnown    = "mailbox_known"
 	CodeMailboxNotFound = "mailbox_not_found"
 )

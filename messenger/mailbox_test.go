@@ -416,7 +416,7 @@ func TestADroppedMailboxIsNoLongerUsedAndStillRead(t *testing.T) {
 		boxes := testnet.NewMailboxes('a', 'b')
 		_, alice, bob := boxedPair(t, 1, boxes, withLimits(messenger.Limits{Boxes: -1}))
 		for name := byte('a'); name <= 'b'; name++ {
-			if _, err := alice.m.AddMailbox(t.Context(), boxes, boxes.FormatAddr([]byte{name}), ""); err != nil {
+			if _, err := alice.m.AddMailbox(t.Context(), boxes.FormatAddr([]byte{name}), ""); err != nil {
 				t.Fatal(err)
 			}
 		}

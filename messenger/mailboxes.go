@@ -72,8 +72,10 @@ func (m *Messenger) runBoxes(ctx context.Context, boxes Mailboxes) error {
 	running := map[[32]byte]context.CancelFunc{}
 	changed := m.boxes.watch()
 	defer m.boxes.unwatch(changed)
+	pause := boxRetryMin
 	for {
-		if err := m.chooseBoxes(ctx, boxes); err != nil && !passing(err) {
+		missing, err := m.chooseBoxes(ctx, boxes)
+		if err != nil && !passing(err) {
 			return errors.Join(err, g.Wait())
 		}
 		rows, err := m.ownBoxes()
@@ -94,7 +96,13 @@ func (m *Messenger) runBoxes(ctx context.Context, boxes Mailboxes) error {
 				delete(running, id)
 			}
 		}
-		if err := m.waitOr(ctx, tendEvery, changed); err != nil {
+		next := tendEvery
+		if missing > 0 { // volunteers may become known any moment
+			next, pause = jitter(pause), min(2*pause, boxRetryMax)
+		} else {
+			pause = boxRetryMin
+		}
+		if err := m.waitOr(ctx, next, changed); err != nil {
 			return g.Wait()
 		}
 	}
@@ -111,20 +119,21 @@ func (m *Messenger) ownBoxes() (rows []store.Box, err error) {
 	return rows, err
 }
 
-// chooseBoxes asks mailboxes that are known for their terms and begins boxes at the quickest, until there are as many as wanted.
-func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) error {
+// chooseBoxes asks mailboxes that are known for their terms and begins boxes there, until there are as many as wanted; it returns how many are
+// missing still.
+func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) (missing int, err error) {
 	rows, err := m.ownBoxes()
 	if err != nil || m.limits.Boxes < 0 {
-		return err
+		return 0, err
 	}
 	have := map[[32]byte]bool{}
 	for _, row := range rows {
 		have[row.Service] = true
 	}
-	missing := m.limits.Boxes - len(slices.DeleteFunc(rows, func(row store.Box) bool { return row.State == BoxLeaving }))
+	missing = m.limits.Boxes - len(slices.DeleteFunc(rows, func(row store.Box) bool { return row.State == BoxLeaving }))
 	for _, addr := range boxes.Known() {
 		if missing <= 0 {
-			return nil
+			return 0, nil
 		}
 		asked, cancel := context.WithTimeout(ctx, askTimeout)
 		terms, err := boxes.Terms(asked, addr)
@@ -133,19 +142,25 @@ func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) error {
 			continue
 		}
 		if err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(addr), Raw: addr, Service: terms.Service, Chosen: true}); err != nil {
-			return err
+			return missing, err
 		}
 		have[terms.Service] = true
 		missing--
 	}
-	return nil
+	return missing, nil
 }
 
 // maxRegisterBits is how much work a box may cost: seconds, not minutes.
 const maxRegisterBits = 24
 
 // AddMailbox begins a box at a mailbox the person names; the voucher is what its operator gave, if anything.
-func (m *Messenger) AddMailbox(ctx context.Context, boxes Mailboxes, addr, voucher string) (Mailbox, error) {
+func (m *Messenger) AddMailbox(ctx context.Context, addr, voucher string) (Mailbox, error) {
+	m.mu.Lock()
+	boxes := m.mail
+	m.mu.Unlock()
+	if boxes == nil {
+		return Mailbox{}, refuse(CodeOffline, "Start the node with its network: sotto up", "this node is offline")
+	}
 	bad := func(err error) (Mailbox, error) {
 		return Mailbox{}, &Error{Code: CodeBadMailbox, Message: err.Error(), Remedy: "Give the mailbox's address as its operator shares it, such as /ip4/192.0.2.7/udp/4001/quic-v1/p2p/12D3…", Err: err}
 	}
@@ -514,4 +529,42 @@ func (m *Messenger) adoptCard(tx *store.Tx, row store.Self) {
 		m.mu.Unlock()
 		poke(m.moved) // invites carry the card
 	})
+}
+
+// TestMailbox asks a mailbox how a box of ours stands, and how long its answer takes.
+func (m *Messenger) TestMailbox(ctx context.Context, which string) (Mailbox, time.Duration, error) {
+	m.mu.Lock()
+	boxes := m.mail
+	m.mu.Unlock()
+	if boxes == nil {
+		return Mailbox{}, 0, refuse(CodeOffline, "Start the node with its network: sotto up", "this node is offline")
+	}
+	rows, err := m.ownBoxes()
+	if err != nil {
+		return Mailbox{}, 0, err
+	}
+	row, err := findBox(rows, which)
+	if err != nil {
+		return Mailbox{}, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	s, err := boxes.Open(ctx, row.Raw, boxKey(row))
+	var standing wire.Standing
+	var took time.Duration
+	if err == nil {
+		defer func() { _ = s.Close() }()
+		begun := m.clock.Now()
+		standing, err = s.Standing(ctx)
+		took = m.clock.Now().Sub(begun)
+	}
+	if err != nil {
+		return m.viewBox(row), 0, &Error{Code: CodeMailboxSilent, Message: "the mailbox does not serve us: " + reason(err), Err: err,
+			Remedy: "Others take its place meanwhile; if it stays so, drop it: sotto mailboxes drop " + boxShort(row.ID, 8)}
+	}
+	if err := m.noteStanding(row.ID, standing); err != nil {
+		return Mailbox{}, 0, err
+	}
+	row, err = m.box(row.ID)
+	return m.viewBox(row), took, err
 }

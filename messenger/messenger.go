@@ -150,6 +150,7 @@ type Messenger struct {
 	self   self
 	inner  map[[32]byte][]identity.AccountID // who says that it is their node key, of all contacts that may connect
 	net    Network                           // nil until Run
+	mail   Mailboxes                         // nil until Run, or for good
 	reach  wire.Reach                        // where this node is; Seq 0 until the network was asked
 	chosen map[identity.AccountID][16]byte   // the session last chosen for sending
 	signed []byte                            // the same, signed
@@ -292,12 +293,12 @@ func mayConnect(c store.Contact) bool {
 // context ends. Without boxes it knows no mailboxes.
 func (m *Messenger) Run(ctx context.Context, net Network, boxes Mailboxes) error {
 	m.mu.Lock()
-	m.net = net
+	m.net, m.mail = net, boxes
 	net.Admit(m.admitted())
 	m.mu.Unlock()
 	defer func() {
 		m.mu.Lock()
-		m.net = nil
+		m.net, m.mail = nil, nil
 		m.mu.Unlock()
 	}()
 	g, work := errgroup.WithContext(ctx)

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 
 	"sotto/internal/clock"
 	"sotto/internal/fault"
@@ -62,25 +61,12 @@ func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, l
 	return k, nil
 }
 
-// run serves until ctx ends or the queue fails: first the server stops, then the queue, which then has nothing left to commit.
+// run serves until ctx ends or the queue fails.
 func (k keeper) run(ctx context.Context) error {
 	if k.queue == nil {
 		return nil
 	}
-	queue, stopQueue := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopQueue()
-	server, stopServer := context.WithCancel(ctx)
-	defer stopServer()
-	var both errgroup.Group
-	both.Go(func() error {
-		defer stopServer()
-		return k.queue.Run(queue)
-	})
-	both.Go(func() error {
-		defer stopQueue()
-		return k.server.Run(server)
-	})
-	return errors.Join(both.Wait(), k.queue.Close())
+	return errors.Join(mailbox.Run(ctx, k.queue, k.server), k.queue.Close())
 }
 
 // mailboxStatus is the mailbox's part of status. It names no box and no address.
