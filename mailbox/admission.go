@@ -119,18 +119,29 @@ func share(i int) float64 {
 
 // accounts finds the accounts of a connection's prefixes, filled up to now. Called with mu held; nil when there is no room for one.
 func (g *gate) accounts(from []netip.Prefix, now time.Time) []*account {
+	missing := func() (n int) {
+		for _, p := range from {
+			if g.at[p] == nil {
+				n++
+			}
+		}
+		return n
+	}
+	if n := missing(); n > 0 && len(g.at)+n > g.limits.Prefixes {
+		g.shrink(now)
+		if len(g.at)+missing() > g.limits.Prefixes {
+			return nil
+		}
+	}
 	list := make([]*account, 0, 2)
 	for i, p := range from {
+		k := share(i)
 		a := g.at[p]
 		if a == nil {
-			if len(g.at) >= g.limits.Prefixes && !g.shrink(now) {
-				return nil
-			}
-			k := share(i)
 			a = &account{visits: k * g.limits.VisitBurst, work: k * g.limits.WorkBurst, bytes: k * g.limits.ByteBurst, seen: now}
 			g.at[p] = a
 		}
-		g.fill(a, share(i), now)
+		g.fill(a, k, now)
 		list = append(list, a)
 	}
 	return list
@@ -145,8 +156,8 @@ func (g *gate) fill(a *account, k float64, now time.Time) {
 	a.seen = now
 }
 
-// shrink drops the accounts that are as good as new and reports whether there is room.
-func (g *gate) shrink(now time.Time) bool {
+// shrink drops the accounts that are as good as new.
+func (g *gate) shrink(now time.Time) {
 	l := &g.limits
 	for p, a := range g.at {
 		k := 1.0
@@ -158,7 +169,6 @@ func (g *gate) shrink(now time.Time) bool {
 			delete(g.at, p)
 		}
 	}
-	return len(g.at) < l.Prefixes
 }
 
 // enter lets a stream in, or tells what there is too much of. visit: it is the first stream of its connection.

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -211,12 +212,18 @@ func (c *Client) keep(p spot) (*kept, error) {
 	}
 	k := c.kept[string(p.ID)]
 	if k == nil {
+		if len(c.kept) >= keptMost { // mailboxes that nobody asks any more
+			maps.DeleteFunc(c.kept, func(_ string, k *kept) bool { return k.idle() })
+		}
 		k = &kept{c: c, turn: make(chan struct{}, 1)}
 		c.kept[string(p.ID)] = k
 	}
 	k.setPlace(p)
 	return k, nil
 }
+
+// keptMost is how many mailboxes are remembered before those without a stream are forgotten.
+const keptMost = 256
 
 // open dials a mailbox and begins a stream.
 func (c *Client) open(ctx context.Context, at spot) (*pipe, error) {
@@ -251,9 +258,17 @@ type kept struct {
 	turn  chan struct{}                      // held while a stream is being opened
 	asked atomic.Uint64                      // requests made
 
-	mu sync.Mutex // guards what follows
-	at spot
-	p  *pipe
+	mu   sync.Mutex // guards what follows
+	at   spot
+	p    *pipe
+	over error // it is not opened any more
+}
+
+// idle reports whether there is no stream, and nobody is opening one.
+func (k *kept) idle() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.turn) == 0 && (k.p == nil || !k.p.alive())
 }
 
 func (k *kept) setPlace(at spot) {
@@ -265,6 +280,7 @@ func (k *kept) setPlace(at spot) {
 func (k *kept) end(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.over = err
 	if k.p != nil {
 		k.p.fail(err)
 	}
@@ -298,8 +314,11 @@ func (k *kept) pipe(ctx context.Context) (p *pipe, fresh bool, err error) {
 		return nil, false, fmt.Errorf("%w: %w", ctx.Err(), wire.ErrUnreachable)
 	}
 	k.mu.Lock()
-	p, at := k.p, k.at
+	p, at, over := k.p, k.at, k.over
 	k.mu.Unlock()
+	if over != nil {
+		return nil, false, over
+	}
 	if p != nil && p.alive() {
 		return p, false, nil
 	}
@@ -313,8 +332,12 @@ func (k *kept) pipe(ctx context.Context) (p *pipe, fresh bool, err error) {
 		}
 	}
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.over != nil {
+		p.fail(k.over)
+		return nil, false, k.over
+	}
 	k.p = p
-	k.mu.Unlock()
 	return p, true, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net/netip"
 	"runtime"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"sotto/internal/canon"
 	"sotto/wire"
@@ -448,11 +450,122 @@ func TestPrefixesAreForgottenOnceTheyAreAsGoodAsNewAndBounded(t *testing.T) {
 	}
 }
 
-func TestOwnAddressesAreCountedByNothingAndOthersByTheirNetworks(t *testing.T) {
-	w := start(t, nil)
-	a := w.attacker()
-	if got := PrefixesOf(a.Network().ConnsToPeer(w.host.ID())[0]); got != nil {
-		t.Errorf("loopback: %v", got)
+// at is a connection from an address.
+type at struct {
+	network.Conn
+	addr string
+}
+
+func (c at) RemoteMultiaddr() ma.Multiaddr { return ma.StringCast(c.addr) }
+
+func TestConnectionsAreCountedByTheirNetworksAndOwnOnesByNothing(t *testing.T) {
+	for addr, want := range map[string]string{
+		"/ip4/127.0.0.1/tcp/1":                  "[]",
+		"/ip6/::1/udp/1/quic-v1":                "[]",
+		"/ip4/192.0.2.7/tcp/1":                  "[192.0.2.7/32]",
+		"/ip6/::ffff:192.0.2.7/tcp/1":           "[192.0.2.7/32]",
+		"/ip6/2001:db8:0:1234::5/udp/1/quic-v1": "[2001:db8:0:1200::/56 2001:db8::/48]",
+		"/ip6/fe80::1/tcp/1":                    "[fe80::/56 fe80::/48]",
+		"/dns4/mailbox.example.org/tcp/1":       "[0.0.0.0/0]",
+		"/p2p-circuit/ip4/192.0.2.7/tcp/1":      "[0.0.0.0/0]",
+	} {
+		if got := fmt.Sprint(PrefixesOf(at{addr: addr})); got != want {
+			t.Errorf("%s: %s, want %s", addr, got, want)
+		}
+	}
+}
+
+func TestRoomForAPrefixIsNeverMadeByForgettingTheOneBesideIt(t *testing.T) {
+	g := newGate(ServerLimits{Prefixes: 2}.withDefaults())
+	now := time.Unix(1_795_000_000, 0)
+	from := func(i byte) []netip.Prefix {
+		return []netip.Prefix{netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, i, 0, 0, 0, 0, 1}), 56), netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, i}), 48)}
+	}
+	for i := range byte(10) {
+		if why := g.enter(from(i), true, now); why != "" {
+			t.Fatalf("%d: %s", i, why)
+		}
+		g.bytes(from(i), 1, now)
+		g.leave(from(i))
+		now = now.Add(time.Hour)
+	}
+	if len(g.at) > 2 {
+		t.Errorf("%d prefixes are remembered", len(g.at))
+	}
+}
+
+func TestOwnersAndTheirSendersAreServedThroughAFloodFromManyAddresses(t *testing.T) {
+	var names sync.Map // which address a peer is counted by
+	w := start(t, func(c *ServerConfig, q *slowQueue) {
+		c.Prefixes = func(n network.Conn) []netip.Prefix {
+			p, ok := names.Load(n.RemotePeer())
+			if !ok {
+				return []netip.Prefix{netip.MustParsePrefix("203.0.113.1/32")}
+			}
+			return []netip.Prefix{p.(netip.Prefix)}
+		}
+		c.Limits.VisitBurst, c.Limits.WorkBurst, c.Limits.ByteBurst, c.Limits.ByteRate = 30, 30, 1<<20, 256<<10
+	})
+	owner, sender := w.owner(), w.client()
+	if _, err := sender.Terms(within(t), w.addr); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var flood sync.WaitGroup
+	for i := range 16 {
+		a := w.attacker()
+		names.Store(a.ID(), netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}), 32))
+		var mine []byte
+		for j := range 20 {
+			key := newKey(t)
+			how := w.work(key)
+			mine = wire.AppendMailboxRequest(mine, auth(key, w.srv.key, ownerKey(a.key)))
+			mine = wire.AppendMailboxRequest(mine, &how)
+			mine = wire.AppendMailboxRequest(mine, &wire.Deposit{Box: owner.ID(), Token: [16]byte{byte(j)}, Envelope: sealed(j)})
+			mine = wire.AppendMailboxRequest(mine, &wire.Prove{Box: owner.ID()})
+		}
+		flood.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				s, err := a.NewStream(context.Background(), w.host.ID(), protocolOf(""))
+				if err != nil {
+					return
+				}
+				_ = s.SetDeadline(time.Now().Add(time.Second))
+				_, _ = s.Write(mine)
+				_, _ = io.CopyN(io.Discard, s, 100)
+				_ = s.Reset()
+			}
+		})
+	}
+	after := uint64(0)
+	for i := range 100 {
+		d := wire.Deposit{Box: owner.ID(), Token: w.tokens(owner, 1)[0], Envelope: sealed(i)}
+		if _, err := sender.Deposit(within(t), w.addr, d); err != nil {
+			t.Errorf("deposit %d: %v", i, err)
+			continue
+		}
+		page, err := owner.Wait(within(t), after, 0, time.Minute)
+		if err != nil || len(page.Mail) != 1 {
+			t.Errorf("wait %d: %d envelopes, %v", i, len(page.Mail), err)
+			continue
+		}
+		after = page.Mail[0].ID
+		if _, err := owner.Ack(within(t), []uint64{after}); err != nil {
+			t.Errorf("ack %d: %v", i, err)
+		}
+	}
+	close(stop)
+	flood.Wait()
+	if w.refused(refusedWork)+w.refused(refusedVisits)+w.refused(refusedBytes) == 0 {
+		t.Error("the flood met no limit, so this proves nothing")
+	}
+	if st := w.q.Stats(); st.Unaccounted != 0 || st.Bytes > st.Ceiling {
+		t.Errorf("%+v", st)
 	}
 }
 

@@ -185,7 +185,7 @@ func TestPagesAreBelievedOnlyAboveTheCursor(t *testing.T) {
 		"more than were asked":    mail(8, 9, 10),
 		"none, and more":          {More: true},
 		"one of 100 bytes":        {Mail: []wire.Mail{{ID: 8, Envelope: make([]byte, 100)}}},
-		"one from the year 36812": {Mail: []wire.Mail{{ID: 8, Arrived: 1<<40 + 1, Envelope: sealed(1)}}},
+		"one from the year 10000": {Mail: []wire.Mail{{ID: 8, Arrived: 253_402_300_800, Envelope: sealed(1)}}},
 	} {
 		l := lie(t, func(l *liar, q wire.MailboxRequest) [][]byte {
 			if a, is := q.(*wire.Auth); is {
@@ -398,4 +398,15 @@ func TestACallerWhoGivesUpDoesNotEndTheOthersStream(t *testing.T) {
 	if err := <-stays; err != nil {
 		t.Errorf("the other: %v", err)
 	}
+}
+
+func TestAClosedBoxIsNotOpenedAgainByItself(t *testing.T) {
+	w := start(t, nil)
+	owner := w.owner()
+	if err := owner.Close(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := owner.Fetch(within(t), 0, 0)
+	wantIs(t, "fetch", err, wire.ErrUnreachable)
+	eventually(t, "its stream ends", func() bool { return w.srv.Status().Streams == 0 })
 }

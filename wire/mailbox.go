@@ -29,7 +29,7 @@ const (
 	MaxStrangers      = 64  // strangers' envelopes that wait in a box
 	StrangerEnvelope  = 8192
 	MinStrangerBits   = 22
-	maxMailboxTime    = 1 << 40 // seconds; later ones are refused
+	maxMailboxTime    = 253_402_300_799 // seconds, the end of year 9999 (PROTOCOL 1); later ones are refused
 )
 
 // What the signatures of a mailbox are about (PROTOCOL 2.4).

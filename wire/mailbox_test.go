@@ -224,7 +224,7 @@ func TestMailboxObjectsAgainstTheFormatAreRefusedByName(t *testing.T) {
 		{terms(func(v *Terms) { v.Note = "a\xff" }), "UTF-8"},
 		{terms(func(v *Terms) { v.Note = strings.Repeat("x", 257) }), "too long"},
 		{terms(func(v *Terms) { v.Issued = -1 }), "time"},
-		{terms(func(v *Terms) { v.DrainUntil = 1<<40 + 1 }), "time"},
+		{terms(func(v *Terms) { v.DrainUntil = 253_402_300_800 }), "time"},
 		{terms(func(v *Terms) { v.Exts[0].ID = 0x8000 }), "newer"},
 		{newerErr, "newer version: 2"},
 		{custody(func(v *Custody) { v.Arrived++ }), "held from"},
