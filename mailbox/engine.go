@@ -441,5 +441,5 @@ func ProbeQueue(dir string) error {
 	if err != nil {
 		return fmt.Errorf("mailbox: open engine: %w", err)
 	}
-	return errors.Join(db.VerifyChecksum(), db.Close())
+	return errors.Join(verifyTables(db), db.Close())
 }
