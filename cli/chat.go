@@ -28,7 +28,7 @@ func (a *app) chatCommand() *cobra.Command {
 			if len(args) == 1 {
 				name = args[0]
 			}
-			return a.with(cmd.Context(), needNetwork, func(l *link) error { return a.chat(cmd.Context(), l, name) })
+			return unlessStopped(a.with(cmd.Context(), needNetwork, func(l *link) error { return a.chat(cmd.Context(), l, &name) }))
 		}),
 	}
 	c.Flags().Bool("plain", true, "plain lines; the only form there is")
@@ -42,24 +42,42 @@ const chatHelp = `  /to NAME   talk to somebody else      /inbox    who wrote
   /who       contacts                   /quit     leave (or end of input)
   //text     a message that begins with /`
 
+// errChatStopped means that somebody stopped the node under a chat, which has said so.
+var errChatStopped = errors.New("the node was stopped under the chat")
+
+// unlessStopped makes sotto down a good end of a chat.
+func unlessStopped(err error) error {
+	if errors.Is(err, errChatStopped) {
+		return nil
+	}
+	return err
+}
+
 // talk is one chat session: what the person types goes to conv; what arrives is printed between.
 type talk struct {
 	refused *control.Error // the last thing that could not be done
 	a       *app
 	l       *link
 	conv    string
-	last    control.Message // the newest one sent here
+	last    control.Message // the newest one sent here, as far as it is known to have come
 }
 
-func (a *app) chat(ctx context.Context, l *link, name string) error {
+// chat talks with the person called *name, or with whom the person chooses, whose name it leaves there: when a node ends under it
+// and another takes over, the talk goes on. It ends with errChatStopped when somebody stopped the node.
+func (a *app) chat(ctx context.Context, l *link, name *string) error {
 	t := &talk{a: a, l: l}
+	defer func() {
+		if t.conv != "" {
+			*name = t.conv
+		}
+	}()
 	stream, err := l.Events(ctx, control.StreamParams{}) // before the history is read, so that nothing falls between
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	if name != "" {
-		if err := t.open(ctx, name); err != nil {
+	if *name != "" {
+		if err := t.open(ctx, *name); err != nil {
 			return err
 		}
 	} else if err := t.inbox(ctx); err != nil {
@@ -82,7 +100,10 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 		return readLines(ctx, in, typed)
 	})
 	arrived := make(chan control.Event)
-	g.Go(func() error { return t.hear(ctx, stream, arrived) })
+	g.Go(func() error {
+		defer close(arrived)
+		return t.hear(ctx, stream, arrived)
+	})
 	g.Go(func() error {
 		defer stream.Close()
 		return t.run(ctx, typed, arrived)
@@ -90,6 +111,8 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 	switch err := g.Wait(); {
 	case errors.Is(err, context.Canceled):
 		return nil
+	case errors.Is(err, control.ErrStopped), l.own && gone(err):
+		return t.stopped()
 	case err != nil && !errors.Is(err, errQuit):
 		return err
 	}
@@ -100,6 +123,18 @@ func (a *app) chat(ctx context.Context, l *link, name string) error {
 		return control.Errorf(t.refused.Exit, "not_all_done", "Each line that was not taken is marked with !", "not everything that was typed could be done")
 	}
 	return nil
+}
+
+// stopped is the end of a chat whose node was stopped: nothing can be waited for.
+func (t *talk) stopped() error {
+	if tty(t.a.env.Stdout) {
+		_, _ = fmt.Fprintln(t.a.env.Stdout) // the prompt stays what it was
+	}
+	t.a.say("The node was stopped, and the chat with it. To go on: sotto")
+	if t.last.State == control.StateQueued {
+		t.a.say("· what you wrote last is queued; it goes out next time sotto runs")
+	}
+	return errChatStopped
 }
 
 // leave lets what was written last go out first, if the node ends with this chat.
@@ -132,11 +167,15 @@ func readLines(ctx context.Context, in io.Reader, typed chan<- string) error {
 	return nil
 }
 
+// hear passes on what the node tells, until it ends: control.ErrStopped when somebody told it to.
 func (t *talk) hear(ctx context.Context, stream *control.Stream, arrived chan<- control.Event) error {
 	for {
 		e, err := stream.Next()
-		if err != nil {
+		switch {
+		case err != nil:
 			return ended(ctx, err)
+		case e.Kind == control.EventStopped:
+			return control.ErrStopped
 		}
 		select {
 		case arrived <- e:
@@ -157,10 +196,18 @@ func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan cont
 				return errQuit
 			}
 			err = t.typed(ctx, in)
-		case e := <-arrived:
+		case e, ok := <-arrived:
+			if !ok {
+				return nil // hear knows why
+			}
 			err = t.arrived(ctx, e)
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+		if gone(err) {
+			for range arrived { // whether it was stopped or failed is told there
+			}
+			return nil
 		}
 		if err != nil {
 			return err
@@ -299,6 +346,9 @@ func (t *talk) verify(ctx context.Context) error {
 // arrived prints what concerns this chat, names what came in another, and opens the first chat by itself.
 func (t *talk) arrived(ctx context.Context, e control.Event) error {
 	m := e.Message
+	if m != nil && m.ID == t.last.ID {
+		t.last = *m
+	}
 	switch {
 	case e.Kind == control.EventMessage && m != nil && m.Conv.Name == t.conv && t.conv != "":
 		if _, err := t.l.Messages(ctx, control.ListParams{Conv: t.conv}); err != nil { // it was seen
@@ -307,9 +357,6 @@ func (t *talk) arrived(ctx context.Context, e control.Event) error {
 		return t.print("%s", t.a.spoken(*m))
 	case e.Kind == control.EventMessage && m != nil && !m.From.Me:
 		return t.print("[%s] %s", line(m.Conv.Name), t.a.spoken(*m))
-	case e.Kind == control.EventStopped:
-		t.a.say("The node was stopped.")
-		return errQuit
 	case e.Kind == control.EventReceipt && m != nil && m.Conv.Name == t.conv && (m.State == control.StateFailed || m.State == control.StateExpired):
 		return t.print("! %s was not delivered: %s", shortID(m.ID), line(m.Why))
 	case e.Kind == control.EventContact && e.Contact != nil && e.Contact.State == "established" && t.conv == "":

@@ -44,8 +44,9 @@ func (l *link) Close() error {
 // joinFor is how long a command tries to reach the process that has the home.
 const joinFor = 5 * time.Second
 
-// with runs fn on a link. A node that was ending just then is no reason to fail: fn runs again on the next one, so it
-// must be safe to repeat.
+// with runs fn on a link. Another process's node that was ending just then is no reason to fail: fn runs again on the next one, so
+// it must be safe to repeat. A node of our own ends before its command only because somebody stopped it, or because it failed:
+// it is not started again behind anybody's back.
 func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error {
 	for try := 0; ; try++ {
 		l, err := a.connect(ctx, want)
@@ -53,13 +54,23 @@ func (a *app) with(ctx context.Context, want need, fn func(l *link) error) error
 			return err
 		}
 		a.noteUnused(ctx, l.Client)
+		own := l.own
 		err = fn(l)
 		closed := l.Close()
-		gone := errors.Is(err, control.ErrNoNode) || errors.Is(err, control.ErrStopping)
-		if !gone || want == needRunning || try == 3 || ctx.Err() != nil {
+		switch {
+		case gone(err) && own && ctx.Err() == nil && closed != nil:
+			return closed
+		case gone(err) && own && ctx.Err() == nil:
+			return control.ErrStopped
+		case !gone(err) || want == needRunning || try == 3 || ctx.Err() != nil:
 			return errors.Join(err, closed)
 		}
 	}
+}
+
+// gone reports whether an error says that no node is there any more.
+func gone(err error) bool {
+	return errors.Is(err, control.ErrNoNode) || errors.Is(err, control.ErrStopping)
 }
 
 // leastPatience is what a node on a busy machine may need for its greeting, whatever --timeout says.

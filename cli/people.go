@@ -450,8 +450,11 @@ func (a *app) answered(ctx context.Context, l *link, c control.Contact, limit ti
 		if c = now; c.State == "established" {
 			return c, nil
 		}
-		if _, err := stream.Next(); err != nil {
+		switch e, err := stream.Next(); {
+		case err != nil:
 			return c, late(ended(waiting, err))
+		case e.Kind == control.EventStopped:
+			return c, control.ErrStopped
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -33,9 +34,16 @@ func TestMain(m *testing.M) {
 
 // TestScripts drives the real program, each script with a volunteer of its own on the loopback. Scripts wait for
 // conditions, never for time.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
+
+// runScripts runs the scripts of a directory, which may use more commands than the usual ones.
+func runScripts(t *testing.T, dir string, more map[string]func(*testscript.TestScript, bool, []string)) {
+	commands := map[string]func(*testscript.TestScript, bool, []string){
+		"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale, "flip": flip, "eventually": eventually,
+	}
+	maps.Copy(commands, more)
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(e *testscript.Env) error {
 			bootstrap, err := volunteer(e)
@@ -54,9 +62,7 @@ func TestScripts(t *testing.T) {
 			e.Defer(func() { stopAll(e.WorkDir) })
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "up": up, "ready": ready, "var": variable, "request": request, "bytes": makeBytes, "stale": stale, "flip": flip, "eventually": eventually,
-		},
+		Cmds: commands,
 	})
 }
 

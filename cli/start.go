@@ -136,17 +136,17 @@ func (a *app) begin(cmd *cobra.Command, args []string) error {
 		a.say("%s", shortHelp)
 		return usage("In scripts, name a command.", "there is no terminal to chat in")
 	}
-	return a.with(cmd.Context(), needNetwork, func(l *link) error {
-		name := ""
-		if len(args) == 1 {
+	name, followed := "", false
+	return unlessStopped(a.with(cmd.Context(), needNetwork, func(l *link) error {
+		if len(args) == 1 && !followed {
 			added, err := a.follow(cmd.Context(), l, args[0], addOptions{})
 			if err != nil {
 				return err
 			}
-			name = added.Contact.Name
+			name, followed = added.Contact.Name, true
 		}
-		return a.home0(cmd.Context(), l, name)
-	})
+		return a.home0(cmd.Context(), l, &name)
+	}))
 }
 
 const shortHelp = `sotto: messages between people, with nobody in between
@@ -156,7 +156,7 @@ const shortHelp = `sotto: messages between people, with nobody in between
   sotto watch              print what arrives        sotto --help        everything`
 
 // home0 is what a person sees first: how they are reached, whom they know, and the chats.
-func (a *app) home0(ctx context.Context, l *link, name string) error {
+func (a *app) home0(ctx context.Context, l *link, name *string) error {
 	st, err := l.Status(ctx)
 	if err != nil {
 		return err
@@ -380,7 +380,13 @@ func (a *app) down(cmd *cobra.Command, _ []string) error {
 			return a.result(map[string]bool{"stopped": true}, func(io.Writer) { a.say("stopped") })
 		}
 		if err == nil {
+			next, online := c.NodePID(), c.Online()
 			c.Close()
+			if next != l.NodePID() && online { // a command that was under way goes on with a node of its own
+				return a.result(map[string]any{"stopped": true, "next": next}, func(io.Writer) {
+					a.say("stopped; another command has started a node of its own meanwhile (process %d)", next)
+				})
+			}
 		}
 		if err := a.clock.Wait(ctx, 10*time.Millisecond); err != nil {
 			return control.Errorf(control.ExitNotInTime, "not_stopped", "See whether it still runs: sotto status", "the node (process %d) was asked to stop and has not closed its store yet", l.NodePID())
