@@ -9,7 +9,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/muesli/cancelreader"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -83,17 +82,14 @@ func (a *app) chat(ctx context.Context, l *link, name *string) error {
 	} else if err := t.inbox(ctx); err != nil {
 		return err
 	}
-	in, err := cancelreader.NewReader(a.env.Stdin)
-	if err != nil { // a file, or nothing: what the kernel cannot wait for does not make anybody wait
-		if in, err = cancelreader.NewReader(struct{ io.Reader }{a.env.Stdin}); err != nil {
-			return fmt.Errorf("read what is typed: %w", err)
-		}
-	}
-	defer func() { _ = in.Close() }()
 	whole := ctx
 	g, ctx := errgroup.WithContext(ctx)
-	stopReading := context.AfterFunc(ctx, func() { in.Cancel() })
-	defer stopReading()
+	in, err := a.input(ctx)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	in.end = nil // the chat ends its line itself
 	typed := make(chan string)
 	g.Go(func() error {
 		defer close(typed)
@@ -161,7 +157,7 @@ func readLines(ctx context.Context, in io.Reader, typed chan<- string) error {
 			return ctx.Err()
 		}
 	}
-	if err := lines.Err(); err != nil && !errors.Is(err, cancelreader.ErrCanceled) {
+	if err := lines.Err(); err != nil && ctx.Err() == nil {
 		return control.Errorf(control.ExitRefused, "too_large", "Split it.", "a line is larger than the 64 KiB that one message holds")
 	}
 	return nil

@@ -29,7 +29,7 @@ func (a *app) upDetached(ctx context.Context, cfg daemon.Config, opt daemon.Opti
 			return err
 		}
 	}
-	secret, err := a.secretFor(opt.Home)
+	secret, err := a.secretFor(ctx, opt.Home)
 	if err != nil {
 		return err
 	}
@@ -56,14 +56,19 @@ func (a *app) upDetached(ctx context.Context, cfg daemon.Config, opt daemon.Opti
 }
 
 // secretFor is the passphrase, if the key file needs one.
-func (a *app) secretFor(home daemon.Home) ([]byte, error) {
+func (a *app) secretFor(ctx context.Context, home daemon.Home) ([]byte, error) {
 	kind, err := identity.KeyFileLock(home.KeyFile())
 	if err != nil || kind != identity.LockPassphrase {
 		return nil, err
 	}
-	unlock := a.unlock()
+	unlock := a.unlock(ctx)
 	if unlock.Passphrase == nil {
 		return nil, control.Errorf(control.ExitLocked, "locked", "Give the passphrase with --passphrase-file FILE or SOTTO_PASSPHRASE_FILE.", "the key is locked with a passphrase and nobody can be asked")
+	}
+	if a.passphraseFile() == "" && a.passphrase == nil { // typed: a mistake is noticed here, where it can be typed again
+		if _, err := daemon.OpenKeyFile(home, unlock); err != nil {
+			return nil, err
+		}
 	}
 	return unlock.Passphrase()
 }

@@ -58,7 +58,7 @@ func (a *app) doctor(ctx context.Context, f doctorFlags) error {
 	}
 	all := examined{V: 1, OK: true, Checks: []daemon.Finding{}}
 	bad := 0
-	err = daemon.Examine(ctx, a.doctorOptions(home), f.deep, func(found daemon.Finding) {
+	err = daemon.Examine(ctx, a.doctorOptions(ctx, home), f.deep, func(found daemon.Finding) {
 		all.Checks = append(all.Checks, found)
 		if found.State == daemon.FindingWrong || f.strict && found.State != daemon.FindingOK {
 			all.OK, bad = false, bad+1
@@ -76,8 +76,8 @@ func (a *app) doctor(ctx context.Context, f doctorFlags) error {
 	return err
 }
 
-func (a *app) doctorOptions(home daemon.Home) daemon.Options {
-	return daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock, Patience: a.patience()}
+func (a *app) doctorOptions(ctx context.Context, home daemon.Home) daemon.Options {
+	return daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(ctx), Program: a.env.Program, Clock: a.env.Clock, Patience: a.patience()}
 }
 
 // printFinding prints a line at once: a deep check takes a while.
@@ -107,7 +107,7 @@ func (a *app) salvage(ctx context.Context, f doctorFlags) error {
 	if err != nil {
 		return err
 	}
-	got, err := daemon.Salvage(ctx, a.doctorOptions(home), f.salvage)
+	got, err := daemon.Salvage(ctx, a.doctorOptions(ctx, home), f.salvage)
 	if err != nil {
 		return err
 	}

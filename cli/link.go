@@ -147,9 +147,9 @@ func (a *app) start(ctx context.Context, home daemon.Home, want need) (*link, er
 	if err != nil {
 		return nil, err
 	}
-	opt := daemon.Options{Home: home, Version: a.env.Version, Offline: want == needStore, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock}
+	opt := daemon.Options{Home: home, Version: a.env.Version, Offline: want == needStore, Unlock: a.unlock(ctx), Program: a.env.Program, Clock: a.env.Clock}
 	if !home.Exists() {
-		if opt.Create, err = a.firstRun(home, want); err != nil {
+		if opt.Create, err = a.firstRun(ctx, home, want); err != nil {
 			return nil, err
 		}
 	}
@@ -205,21 +205,39 @@ func (a *app) log(home daemon.Home, cfg daemon.Config) (*slog.Logger, interface{
 	return daemon.OpenLog(home, cfg.Log.Level, also)
 }
 
-// unlock opens the key file with the passphrase file, or by asking once.
-func (a *app) unlock() identity.Unlock {
+// passphraseTries is how often somebody at a terminal may type the passphrase.
+const passphraseTries = 3
+
+// unlock opens the key file with the passphrase file, or by asking.
+func (a *app) unlock(ctx context.Context) identity.Unlock {
 	path := a.passphraseFile()
 	if path == "" && !a.mayAsk() && a.passphrase == nil {
 		return identity.Unlock{}
 	}
+	asked := 0
 	return identity.Unlock{Passphrase: func() ([]byte, error) {
 		if a.passphrase != nil {
 			return a.passphrase, nil
 		}
-		p, err := a.readPassphrase(path, "Passphrase: ")
+		var p []byte
+		var err error
+		if path != "" {
+			p, err = daemon.ReadPassphrase(path)
+		} else {
+			asked++
+			p, err = a.askSecret(ctx, "Passphrase: ")
+		}
 		if err == nil {
 			a.passphrase = p
 		}
 		return p, err
+	}, Again: func() bool {
+		a.passphrase = nil
+		if asked == 0 || asked >= passphraseTries {
+			return false
+		}
+		a.say("That is the wrong passphrase.")
+		return true
 	}}
 }
 
@@ -228,11 +246,4 @@ func (a *app) passphraseFile() string {
 		return a.passFile
 	}
 	return a.env.Getenv("SOTTO_PASSPHRASE_FILE")
-}
-
-func (a *app) readPassphrase(path, prompt string) ([]byte, error) {
-	if path != "" {
-		return daemon.ReadPassphrase(path)
-	}
-	return a.askSecret(prompt)
 }

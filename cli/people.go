@@ -206,7 +206,7 @@ func (a *app) verify(ctx context.Context, l *link, name string, same, differ boo
 	set := same || differ
 	if !set && !a.json && a.mayAsk() && tty(a.env.Stdout) {
 		a.printVerification(a.env.Stdout, v)
-		if same, err = a.confirm("Does " + line(v.Name) + " see the same?"); err != nil {
+		if same, err = a.confirm(ctx, "Does "+line(v.Name)+" see the same?"); err != nil {
 			return err
 		}
 		set = same
@@ -356,7 +356,7 @@ func (a *app) addCommand() *cobra.Command {
 }
 
 func (a *app) add(ctx context.Context, link0 string, o addOptions) error {
-	link0, err := a.pasted(link0)
+	link0, err := a.pasted(ctx, link0)
 	if err != nil {
 		return err
 	}
@@ -373,11 +373,11 @@ func (a *app) add(ctx context.Context, link0 string, o addOptions) error {
 }
 
 // pasted is the invite itself: "-" stands for stdin, where words may be around it, as in the mail it came with.
-func (a *app) pasted(given string) (string, error) {
+func (a *app) pasted(ctx context.Context, given string) (string, error) {
 	if given != "-" {
 		return given, nil
 	}
-	raw, err := io.ReadAll(io.LimitReader(a.env.Stdin, maxMail))
+	raw, err := a.readAll(ctx, "the invite", maxMail)
 	if err != nil {
 		return "", fmt.Errorf("read the invite from stdin: %w", err)
 	}

@@ -101,7 +101,7 @@ func openPTY(ts *testscript.TestScript, args []string) (*pty, error) {
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = tty, tty, tty
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	p.cmd.Dir = ts.Getenv("WORK")
-	for _, name := range []string{"HOME", "PATH", "TZ", "XDG_RUNTIME_DIR", "TERM", "SOTTO_PASSPHRASE_FILE"} {
+	for _, name := range []string{"HOME", "PATH", "TZ", "XDG_RUNTIME_DIR", "TERM", "SOTTO_PASSPHRASE_FILE", "DBUS_SESSION_BUS_ADDRESS"} {
 		p.cmd.Env = append(p.cmd.Env, name+"="+ts.Getenv(name))
 	}
 	if err := p.cmd.Start(); err != nil {

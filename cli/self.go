@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -77,12 +78,12 @@ func (a *app) showIdentity(cmd *cobra.Command, _ []string) error {
 }
 
 // backup reads the key file itself: the words never pass the local API.
-func (a *app) backup(_ *cobra.Command, args []string) error {
+func (a *app) backup(cmd *cobra.Command, args []string) error {
 	home, err := a.place()
 	if err != nil {
 		return err
 	}
-	keys, err := daemon.OpenKeyFile(home, a.unlock())
+	keys, err := daemon.OpenKeyFile(home, a.unlock(cmd.Context()))
 	if err != nil {
 		return err
 	}
@@ -129,16 +130,16 @@ func (a *app) passphraseCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "passphrase", Short: "Change how your key is locked", Args: exactly(),
 		Long: "Asks for the old passphrase and twice for the new one. The old one comes from --passphrase-file where nobody can be asked.",
-		RunE: a.run(func(*cobra.Command, []string) error {
+		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
 			home, err := a.place()
 			if err != nil {
 				return err
 			}
-			keys, err := daemon.OpenKeyFile(home, a.unlock())
+			keys, err := daemon.OpenKeyFile(home, a.unlock(cmd.Context()))
 			if err != nil {
 				return err
 			}
-			lock, err := a.newLock(home, file, keyring, unencrypted)
+			lock, err := a.newLock(cmd.Context(), home, file, keyring, unencrypted)
 			if err != nil {
 				return err
 			}
@@ -154,7 +155,7 @@ func (a *app) passphraseCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) newLock(home daemon.Home, file string, keyring, unencrypted bool) (identity.Lock, error) {
+func (a *app) newLock(ctx context.Context, home daemon.Home, file string, keyring, unencrypted bool) (identity.Lock, error) {
 	switch {
 	case keyring && unencrypted || file != "" && (keyring || unencrypted):
 		return nil, usage("Choose one.", "--new-passphrase-file, --keyring and --unencrypted exclude one another")
@@ -168,7 +169,7 @@ func (a *app) newLock(home daemon.Home, file string, keyring, unencrypted bool) 
 	case !a.mayAsk():
 		return nil, control.Errorf(control.ExitLocked, "lock_missing", "Add --new-passphrase-file FILE, or --keyring, or --unencrypted.", "the new lock was not said and nobody can be asked")
 	}
-	return a.askLock(home)
+	return a.askLock(ctx, home)
 }
 
 func (a *app) configCommand() *cobra.Command {

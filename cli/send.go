@@ -29,7 +29,7 @@ func (a *app) sendCommand() *cobra.Command {
 			}
 			var err error
 			p.To, p.ExpireSeconds = args[0], expire.seconds()
-			if p.Text, err = a.textOf(args[1:]); err != nil {
+			if p.Text, err = a.textOf(cmd.Context(), args[1:]); err != nil {
 				return err
 			}
 			if p.Key == "" {
@@ -56,13 +56,13 @@ func settable(state string) bool {
 }
 
 // textOf takes the text from the arguments, or from stdin for "-". It must be UTF-8 already: guessing would change it.
-func (a *app) textOf(args []string) (string, error) {
+func (a *app) textOf(ctx context.Context, args []string) (string, error) {
 	var body string
 	switch {
 	case len(args) == 0:
 		return "", usage("Give it as an argument, or - to read it from stdin.", "the text is missing")
 	case len(args) == 1 && args[0] == "-":
-		raw, err := io.ReadAll(io.LimitReader(a.env.Stdin, control.MaxText+2))
+		raw, err := a.readAll(ctx, "the text", control.MaxText+2)
 		if err != nil {
 			return "", fmt.Errorf("read the text from stdin: %w", err)
 		}

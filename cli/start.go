@@ -29,27 +29,44 @@ func (c *createFlags) register(f *pflag.FlagSet) {
 }
 
 // firstRun asks for, or takes from the flags, what a new identity needs.
-func (a *app) firstRun(home daemon.Home, want need) (*daemon.Create, error) {
+func (a *app) firstRun(ctx context.Context, home daemon.Home, want need) (*daemon.Create, error) {
 	if want != needNetwork {
 		return nil, daemon.ErrNoIdentity
 	}
 	c := &daemon.Create{Name: a.create.name}
 	a.made = true
 	var err error
-	if c.Name == "" {
-		if !a.mayAsk() {
-			return nil, control.Errorf(control.ExitUsage, "name_missing", "Give it: sotto up --name NAME --passphrase-file FILE (or --keyring, or --unencrypted)",
-				"there is no identity in %s yet, and --name is missing", home.Data)
+	switch {
+	case c.Name != "":
+		if err := identity.CheckName(c.Name); err != nil {
+			return nil, usage("Use letters and digits, at most 64 bytes.", "%q cannot be a name: %v", line(c.Name), err)
 		}
-		if c.Name, err = a.ask("Welcome. Your name, as friends see it: "); err != nil {
+	case !a.mayAsk():
+		return nil, control.Errorf(control.ExitUsage, "name_missing", "Give it: sotto up --name NAME --passphrase-file FILE (or --keyring, or --unencrypted)",
+			"there is no identity in %s yet, and --name is missing", home.Data)
+	default:
+		if c.Name, err = a.askName(ctx); err != nil {
 			return nil, err
 		}
 	}
-	if err := identity.CheckName(c.Name); err != nil || c.Name == "" {
-		return nil, usage("Use letters and digits, at most 64 bytes.", "%q cannot be a name: %v", line(c.Name), err)
-	}
-	c.Lock, err = a.firstLock(home)
+	c.Lock, err = a.firstLock(ctx, home)
 	return c, err
+}
+
+// askName asks until there is a name that can be one.
+func (a *app) askName(ctx context.Context) (string, error) {
+	question := "Welcome. Your name, as friends see it: "
+	for {
+		name, err := a.ask(ctx, question)
+		if err != nil {
+			return "", err
+		}
+		if err = identity.CheckName(name); err == nil {
+			return name, nil
+		}
+		a.say("%v", err)
+		question = "Your name: "
+	}
 }
 
 // noteUnused says that flags of a first run changed nothing, because the identity was there already.
@@ -70,7 +87,7 @@ func (a *app) noteUnused(ctx context.Context, c *control.Client) {
 }
 
 // firstLock chooses how the key file is locked. Leaving it open is never chosen for anybody.
-func (a *app) firstLock(home daemon.Home) (identity.Lock, error) {
+func (a *app) firstLock(ctx context.Context, home daemon.Home) (identity.Lock, error) {
 	path := a.passphraseFile()
 	chosen := 0
 	for _, on := range []bool{path != "", a.create.keyring, a.create.unencrypted} {
@@ -94,31 +111,53 @@ func (a *app) firstLock(home daemon.Home) (identity.Lock, error) {
 		return nil, control.Errorf(control.ExitLocked, "lock_missing", "Add --passphrase-file FILE, or --keyring, or --unencrypted.",
 			"how the new key is kept was not said: --passphrase-file, --keyring or --unencrypted is missing")
 	}
-	return a.askLock(home)
+	return a.askLock(ctx, home)
 }
 
-func (a *app) askLock(home daemon.Home) (identity.Lock, error) {
+// askLock asks until there is a lock that holds. The system keyring is offered where there is one.
+func (a *app) askLock(ctx context.Context, home daemon.Home) (identity.Lock, error) {
+	keyring := identity.KeyringLikely(a.env.Getenv)
 	for {
-		p, err := a.askSecret("Choose a passphrase for your key (empty: keep the key in the system keyring): ")
+		question := "Choose a passphrase for your key: "
+		if keyring {
+			question = "Choose a passphrase for your key (empty: keep the key in the system keyring): "
+		}
+		p, err := a.askNew(ctx, question)
 		if err != nil {
 			return nil, err
 		}
-		if len(p) == 0 {
-			return identity.Keyring("sotto", home.Profile), nil
-		}
-		again, err := a.askSecret("The same again: ")
-		if err != nil {
-			return nil, err
+		if len(p) == 0 && keyring {
+			lock := identity.Keyring("sotto", home.Profile)
+			if err := identity.TryKeyring(lock); err != nil {
+				a.say("The system keyring does not take the key (%v).", err)
+				keyring = false
+				continue
+			}
+			return lock, nil
 		}
 		if err := identity.CheckPassphrase(p); err != nil {
 			a.say("%v", err)
-		} else if string(again) == string(p) {
+			continue
+		}
+		again, err := a.askNew(ctx, "The same again: ")
+		if err != nil {
+			return nil, err
+		}
+		if string(again) == string(p) {
 			a.passphrase = p
 			return identity.Passphrase(p), nil
-		} else {
-			a.say("The two differ.")
 		}
+		a.say("The two differ.")
 	}
+}
+
+// askNew asks for a passphrase to be.
+func (a *app) askNew(ctx context.Context, question string) ([]byte, error) {
+	p, err := a.askSecret(ctx, question)
+	if errors.Is(err, io.EOF) {
+		return nil, errNoAnswer()
+	}
+	return p, err
 }
 
 // begin is sotto without a command: first run if needed, then the chats; with an invite, that friend first.
@@ -223,9 +262,9 @@ func (a *app) up(ctx context.Context, detach bool) error {
 	if err != nil {
 		return err
 	}
-	opt := daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(), Program: a.env.Program, Clock: a.env.Clock, Notify: true}
+	opt := daemon.Options{Home: home, Version: a.env.Version, Unlock: a.unlock(ctx), Program: a.env.Program, Clock: a.env.Clock, Notify: true}
 	if !home.Exists() {
-		if opt.Create, err = a.firstRun(home, needNetwork); err != nil {
+		if opt.Create, err = a.firstRun(ctx, home, needNetwork); err != nil {
 			return err
 		}
 	} else if a.create.name != "" { // a first run that was cut off has the key already

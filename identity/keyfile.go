@@ -81,6 +81,9 @@ func OpenKeyFile(path string, unlock Unlock) (*KeyFile, error) {
 		return nil, fmt.Errorf("open key file %s: %w", path, err)
 	}
 	k, err := decodeKeyFile(data, unlock, kdfLimits)
+	for errors.Is(err, ErrWrongPassphrase) && unlock.Again != nil && unlock.Again() {
+		k, err = decodeKeyFile(data, unlock, kdfLimits)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open key file %s: %w", path, err)
 	}

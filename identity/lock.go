@@ -7,6 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 
 	"github.com/zalando/go-keyring"
 	"golang.org/x/crypto/argon2"
@@ -48,6 +52,8 @@ type Lock interface {
 type Unlock struct {
 	// Passphrase is asked only when the file is locked with one; nil means that nobody can be asked.
 	Passphrase func() ([]byte, error)
+	// Again is told that the passphrase was wrong, and whether it is asked for once more is its answer; nil means that it is not.
+	Again func() bool
 }
 
 // WithPassphrase is an Unlock for a passphrase already at hand.
@@ -153,11 +159,41 @@ func (l keyringLock) wrap() ([]byte, []byte, keyringEntry, error) {
 	// Each file has an entry of its own: a crash between the two writes must not leave the old file without its key.
 	e := keyringEntry{service: l.service, user: l.user, id: [8]byte(b[:8])}
 	if err := keyring.Set(e.service, e.name(), hex.EncodeToString(b[8:])); err != nil {
-		return nil, nil, keyringEntry{}, fmt.Errorf("%w: %w: choose a passphrase instead", ErrKeyring, err)
+		return nil, nil, keyringEntry{}, keyringError(err)
 	}
 	var w canon.Writer
 	w.LP([]byte(e.service)).LP([]byte(e.user)).Raw(e.id[:])
 	return w.Bytes(), b[8:], e, nil
+}
+
+// TryKeyring reports whether the system keyring keeps a key under a lock made by Keyring; what it wrote for that is removed.
+func TryKeyring(l Lock) error {
+	_, _, e, err := l.wrap()
+	if err == nil {
+		e.forget()
+	}
+	return err
+}
+
+// KeyringLikely reports whether a system keyring could be asked: elsewhere than on macOS and Windows that takes a desktop's session.
+func KeyringLikely(getenv func(string) string) bool {
+	if runtime.GOOS == "darwin" || runtime.GOOS == "windows" || getenv("DBUS_SESSION_BUS_ADDRESS") != "" {
+		return true
+	}
+	for _, name := range []string{"bus", "dbus-session"} { // where the bus is looked for when the environment does not name it
+		if _, err := os.Stat(filepath.Join("/run/user", strconv.Itoa(os.Getuid()), name)); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// keyringError is why the keyring could not be used, in words that help: without a session the library tries to start one.
+func keyringError(err error) error {
+	if !KeyringLikely(os.Getenv) {
+		return fmt.Errorf("%w: there is no desktop session here that has one", ErrKeyring)
+	}
+	return fmt.Errorf("%w: %w", ErrKeyring, err)
 }
 
 // keyringEntry is where in the keyring a file's key is.
@@ -231,7 +267,7 @@ func askPassphrase(unlock Unlock, cost kdfCost, salt []byte) ([]byte, error) {
 func (e keyringEntry) fetch() ([]byte, error) {
 	text, err := keyring.Get(e.service, e.name())
 	if err != nil {
-		return nil, fmt.Errorf("%w: get %q of %q: %w: unlock the keyring", ErrKeyring, e.name(), e.service, err)
+		return nil, fmt.Errorf("get %q of %q: %w", e.name(), e.service, keyringError(err))
 	}
 	key, err := hex.DecodeString(text)
 	if err != nil || len(key) != 32 {
