@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -90,7 +91,11 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 		switch {
 		case wait != "":
 			id := m.ID
+			sent := m
 			if m, err = l.Wait(ctx, id, wait, a.timeout); err != nil {
+				if errors.Is(err, &control.Error{Code: "not_in_time"}) {
+					a.sayDoubt(ctx, l, sent)
+				}
 				return a.lateHere(ctx, l, id, err)
 			}
 		case l.own:

@@ -141,10 +141,16 @@ func TestRefusalAndReceiptShowAtTheContact(t *testing.T) {
 }
 
 func TestTriesInARowAreOneLineOfATrace(t *testing.T) {
+	for _, text := range []string{"hello?", strings.Repeat("too large to knock ", 300)} {
+		triesAreOneLine(t, text)
+	}
+}
+
+func triesAreOneLine(t *testing.T, text string) {
 	synctest.Test(t, func(t *testing.T) {
 		net, alice, bob := pair(t)
 		net.Cut(alice.port, bob.port, true)
-		id := alice.send("bob", "hello?").ID.String()
+		id := alice.send("bob", text).ID.String()
 		settle(3 * time.Hour)
 		net.Cut(alice.port, bob.port, false)
 		settle(time.Hour)

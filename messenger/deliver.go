@@ -293,7 +293,7 @@ func (d *delivery) knock(ctx context.Context, reach wire.Reach) {
 	for d.open() {
 		n, items := envelopeful(d.left)
 		if n == 0 {
-			d.note("too long for the front door, waiting for a direct way", d.left[:1])
+			d.note(tooLargeToKnock, d.left[:1])
 			return
 		}
 		env, err := session.SealEnvelope(card.Core.Seal, items)
@@ -382,6 +382,10 @@ func (d *delivery) note(what string, rows []store.Outgoing) {
 		return nil
 	})
 }
+
+// tooLargeToKnock is said of what goes only to those who are connected: a text grows by what its encryption needs, and a front door
+// takes no more than the smallest envelope.
+const tooLargeToKnock = "not knocked: encrypted, it is larger than a knock; it waits for a direct connection"
 
 // maxSteps bounds a message's trace.
 const maxSteps = 100

@@ -287,7 +287,7 @@ func traceOf(row store.Message, between []store.Step) []Step {
 
 // isTry reports whether a step is an attempt that came to nothing; a friend who is away makes many of them.
 func isTry(what string) bool {
-	return strings.HasPrefix(what, "dialled, ") || strings.HasPrefix(what, "knocked, ")
+	return strings.HasPrefix(what, "dialled, ") || strings.HasPrefix(what, "knocked, ") || what == tooLargeToKnock
 }
 
 // turnedAway reports whether the other side's node said that it will never take a message.
