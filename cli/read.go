@@ -87,7 +87,7 @@ func (a *app) sayUnread(ctx context.Context, l *link, name string) error {
 	list, err := l.Inbox(ctx)
 	for _, c := range list {
 		if c.Name == name && c.Unread > 0 && !c.Removed {
-			a.say("%d are still unread, and not all of them were shown: sotto read %s", c.Unread, shellWord(name))
+			a.say("Nothing was marked read: %d are unread, and older ones of them were not shown. To see them all: sotto read %s", c.Unread, shellWord(name))
 		}
 	}
 	return err
