@@ -262,7 +262,11 @@ func (a *app) inviteCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				return a.printInvite(inv, &o, l.own)
+				st, err := l.Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return a.printInvite(inv, st.Net, &o, l.own)
 			})
 			return errors.Join(err, o.finish())
 		}),
@@ -288,7 +292,7 @@ func (a *app) inviteCommand() *cobra.Command {
 	return c
 }
 
-func (a *app) printInvite(inv control.Invite, o *inviteOptions, own bool) error {
+func (a *app) printInvite(inv control.Invite, net control.NetStatus, o *inviteOptions, own bool) error {
 	if a.json {
 		if err := o.keepQR(inv); err != nil {
 			return err
@@ -306,7 +310,7 @@ func (a *app) printInvite(inv control.Invite, o *inviteOptions, own bool) error 
 	if err := a.showInvite(inv, o); err != nil {
 		return err
 	}
-	if !inv.Published {
+	if !inv.Published || !net.Online { // a computer of this network that keeps it is no volunteer
 		a.say("note: no volunteer was reached yet; the link works on this network, and elsewhere once one is (sotto status)")
 	}
 	if own {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -92,6 +93,24 @@ func TestALaterLineOfATextCannotPassForAnotherPerson(t *testing.T) {
 		if i > 0 && !strings.HasPrefix(l, "      ") {
 			t.Errorf("line %d begins like a new message: %q", i, l)
 		}
+	}
+}
+
+func TestAnInviteThatOnlyNeighboursKeepIsNotCalledReachable(t *testing.T) {
+	for online, noted := range map[bool]bool{true: false, false: true} {
+		said, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a := &app{clock: fixed{}, env: Env{Stdout: said, Stderr: said}}
+		if err := a.printInvite(control.Invite{Published: true}, control.NetStatus{Online: online, LAN: 1}, &inviteOptions{}, false); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(said.Name())
+		if err != nil || strings.Contains(string(text), "no volunteer was reached yet") != noted {
+			t.Errorf("online %v: %s, %v", online, text, err)
+		}
+		_ = said.Close()
 	}
 }
 
