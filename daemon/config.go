@@ -288,9 +288,9 @@ func (c Config) Doubts() []control.Warning {
 		addrs []string
 	}{{"bootstrap", c.Network.Bootstrap}, {"relays", c.Network.Relays}} {
 		for _, addr := range list.addrs {
-			if a, err := ma.NewMultiaddr(addr); err == nil && manet.IsPrivateAddr(a) || err == nil && manet.IsIPLoopback(a) {
-				out = append(out, control.Warning{Text: fmt.Sprintf("network.%s: %s is a private address, which does not work while allow_private is off", list.name, addr),
-					Fix: "write allow_private = true under [network], if this is a closed network"})
+			if a, err := ma.NewMultiaddr(addr); err == nil && !manet.IsPublicAddr(a) {
+				out = append(out, control.Warning{Text: fmt.Sprintf("network.%s: %s is a private address, which does not work while network.allow_private is off", list.name, addr),
+					Fix: "write allow_private = true under [network], if this is a closed network: sotto config path"})
 			}
 		}
 	}

@@ -18,8 +18,9 @@ const (
 // outage notices when none of the volunteers that config.toml names can be reached, and when a node that shows no address of
 // its own has no relay's either, for the log and for status.
 type outage struct {
-	named     int  // how many volunteers there are
-	relayOnly bool // own addresses are kept back
+	named     int         // how many volunteers there are
+	relayOnly bool        // own addresses are kept back
+	heard     atomic.Bool // one of them answered once
 	silent    atomic.Bool
 	hidden    atomic.Bool
 	doubts    []control.Warning // what config.toml says that will hardly do what was meant
@@ -37,6 +38,7 @@ func (o *outage) watch(ctx context.Context, c clock.Clock, log *slog.Logger, onl
 		case o.named == 0:
 		case online():
 			heard = now
+			o.heard.Store(true)
 			if o.silent.Swap(false) {
 				log.Info("a volunteer answers again")
 			}
@@ -68,7 +70,7 @@ func (o *outage) warnings() []control.Warning {
 		out = append(out, control.Warning{Text: "network.relay_only is on and no relay was found: nobody can reach this node",
 			Fix: "name a volunteer with a public address in network.bootstrap or network.relays of config.toml, or turn relay_only off: sotto config path"})
 	}
-	if len(out) > 0 {
+	if len(out) > 0 || !o.heard.Load() { // as long as nothing shows that they are wrong
 		out = append(out, o.doubts...)
 	}
 	return out

@@ -51,6 +51,17 @@ func TestAHomeWithoutAVolunteerIsNotWarnedOfOne(t *testing.T) {
 	}
 }
 
+func TestAnAddressThatCannotWorkIsToldOfAtOnce(t *testing.T) {
+	cfg := DefaultConfig()
+	for _, ip := range []string{"10.0.0.7", "198.18.0.7", "127.0.0.1"} {
+		cfg.Network.Bootstrap = []string{"/ip4/" + ip + "/udp/4002/quic-v1/p2p/12D3KooWEB8XKQ5hY6rsjTbBNKxTBzr7gKyNqGBsQg3bdyvM7bE7"}
+		away := &outage{named: 1, doubts: cfg.Doubts()}
+		if got := away.warnings(); len(got) != 1 || !strings.Contains(got[0].Text, ip) || !strings.Contains(got[0].Text, "network.allow_private") {
+			t.Errorf("%s: %+v", ip, got)
+		}
+	}
+}
+
 func TestANodeThatShowsOnlyRelaysSaysWhenItHasNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

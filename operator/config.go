@@ -169,6 +169,17 @@ func (m Mailbox) check() error {
 	return nil
 }
 
+// doubts are announced addresses that hardly anybody can use.
+func (c Config) doubts() []string {
+	var out []string
+	for _, name := range c.Announce {
+		if host, err := hostPart(name); err == nil && !c.AllowPrivate && strings.HasPrefix(host, "/ip") && !public(host) {
+			out = append(out, "announce "+name+": this is not a public address, and people elsewhere cannot reach it; for a closed network set allow_private = true")
+		}
+	}
+	return out
+}
+
 // hostPart makes an IP address or a name the beginning of a multiaddr.
 func hostPart(s string) (string, error) {
 	bad := fmt.Errorf("announce %q: want an IP address or a host name, without a port", s)
@@ -269,6 +280,9 @@ func (a *app) configCheckCommand() *cobra.Command {
 			if err := c.portsFree(); err != nil {
 				return failed(exitFailed, "port", "Choose others with port and dht_port in "+filepath.Join(a.home, configName), err)
 			}
+		}
+		for _, doubt := range c.doubts() {
+			_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: %s.\n", doubt)
 		}
 		return a.print(map[string]any{"ok": true, "home": a.home, "running": running, "config": c},
 			"ok: %s, relay on port %d, DHT on port %d, up to %d people\n", a.home, c.Port, c.DHTPort, c.MaxUsers)

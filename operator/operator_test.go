@@ -93,7 +93,8 @@ func TestServeSaysWhatToHandOutAndStatusAnswersMeanwhile(t *testing.T) {
 	home := homeDir(t)
 	s, stdout, stop := serve(t, home)
 	line := stdout.String()
-	if strings.Count(line, "\n") != 1 || !strings.Contains(line, s.Bootstrap[0]) || !strings.Contains(line, "next:") {
+	if strings.Count(line, "\n") != 1 || !strings.Contains(line, s.Bootstrap[0]) || !strings.Contains(line, "next:") ||
+		!strings.Contains(line, "and allow_private = true under [network]") {
 		t.Errorf("serve printed %q", line)
 	}
 	code, got, _ := run(t, context.Background(), "status", "--home", home, "--json")
@@ -252,6 +253,19 @@ func TestATakenPortIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	if code, _, e := run(t, context.Background(), "config", "check", "--home", home); code != exitFailed || !strings.Contains(e, port) {
+		t.Errorf("config check: %d, %s", code, e)
+	}
+}
+
+func TestAnAnnouncedAddressThatNobodyCanUseNamesTheMissingKey(t *testing.T) {
+	home := homeDir(t)
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(home, configName), []byte("announce = [\"10.0.0.7\"]\nport = "+freePort(t)+"\ndht_port = "+freePort(t)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, e := run(t, context.Background(), "config", "check", "--home", home); code != 0 || !strings.Contains(e, "announce 10.0.0.7") || !strings.Contains(e, "allow_private = true") {
 		t.Errorf("config check: %d, %s", code, e)
 	}
 }

@@ -123,17 +123,19 @@ func (a *app) announce(s node.VolunteerStatus, c Config) error {
 	if len(best) == 0 {
 		return errors.New("no address to announce: name one with --announce")
 	}
-	for _, name := range c.Announce {
-		if host, err := hostPart(name); err == nil && !c.AllowPrivate && strings.HasPrefix(host, "/ip") && !public(host) {
-			_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: announce %s: this is not a public address, and people elsewhere cannot reach it.\n", name)
-		}
+	for _, doubt := range c.doubts() {
+		_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: %s.\n", doubt)
 	}
 	if !c.AllowPrivate && !public(best[0]) && len(c.Announce) == 0 {
 		_, _ = fmt.Fprintln(a.env.Stderr, "sotto-mailbox: no public address found: people elsewhere cannot reach this machine.\nName one with --announce ADDRESS, or serve a closed network with --allow-private.")
 	}
+	closed := ""
+	if !public(best[0]) { // nobody passes such an address on, or takes it from others, unless told to
+		closed = " and allow_private = true"
+	}
 	err := a.print(map[string]any{"event": "serving", "bootstrap": best, "service": s.Service},
-		"serving up to %d people · bootstrap: %s · next: people put bootstrap = [%q] under [network] in the file that \"sotto config path\" names\n",
-		c.MaxUsers, strings.Join(best[:min(2, len(best))], " "), best[0])
+		"serving up to %d people · bootstrap: %s · next: people put bootstrap = [%q]%s under [network] in the file that \"sotto config path\" names\n",
+		c.MaxUsers, strings.Join(best[:min(2, len(best))], " "), best[0], closed)
 	if err == nil && a.env.Serving != nil {
 		a.env.Serving(s)
 	}
