@@ -8,11 +8,32 @@ import (
 	"io"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/muesli/cancelreader"
 
 	"sotto/control"
 )
+
+// moment is how long somebody waits without wondering what for.
+const moment = time.Second
+
+// waiting tells somebody at a terminal what is being waited for, if that takes longer than a moment; the caller calls stop when it
+// is over.
+func (a *app) waiting(ctx context.Context, format string, args ...any) (stop func()) {
+	if a.json || !tty(a.env.Stderr) {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if a.clock.Wait(ctx, moment) == nil {
+			a.say(format, args...)
+		}
+	}()
+	return func() { cancel(); <-done }
+}
 
 // input is stdin for as long as the context lasts: a signal ends a read that waits for somebody to type.
 type input struct {

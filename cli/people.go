@@ -92,6 +92,8 @@ func verifiedWord(v string) string {
 		return "verified"
 	case "changed":
 		return "KEY CHANGED"
+	case "differs":
+		return "DIFFERS"
 	default:
 		return "not compared"
 	}
@@ -209,7 +211,10 @@ func (a *app) verify(ctx context.Context, l *link, name string, same, differ boo
 		if same, err = a.confirm(ctx, "Does "+line(v.Name)+" see the same?"); err != nil {
 			return err
 		}
-		set = same
+		if set = same; !set {
+			a.say("Nothing was recorded. If you compared and they differ: sotto verify %s --differ", shellWord(v.Name))
+			return nil
+		}
 	}
 	if set {
 		if v, err = control.Call[control.Verification](ctx, l.Client, "contact.set_verified", control.VerifiedParams{Name: v.Name, Verified: same}); err != nil {
@@ -220,7 +225,7 @@ func (a *app) verify(ctx context.Context, l *link, name string, same, differ boo
 		if set {
 			a.say("%s: %s", line(v.Name), verifiedWord(v.State))
 			if !same {
-				a.say("If the two differ, somebody may sit between you. Write nothing more there: sotto contacts block %s   then meet again by an invite: sotto invite", shellWord(v.Name))
+				a.say("Somebody may sit between you. Write nothing more there: sotto contacts block %s   then meet again by an invite: sotto invite", shellWord(v.Name))
 			}
 			return
 		}
@@ -258,7 +263,7 @@ func (a *app) inviteCommand() *cobra.Command {
 				return err
 			}
 			err := a.with(cmd.Context(), needNetwork, func(l *link) error {
-				inv, err := l.Invite(cmd.Context(), p)
+				inv, err := a.newInvite(cmd.Context(), l, p)
 				if err != nil {
 					return err
 				}
@@ -290,6 +295,12 @@ func (a *app) inviteCommand() *cobra.Command {
 			})
 		})})
 	return c
+}
+
+// newInvite makes an invite, which waits a little for a volunteer that keeps its record.
+func (a *app) newInvite(ctx context.Context, l *link, p control.InviteParams) (control.Invite, error) {
+	defer a.waiting(ctx, "Making the invite known to a volunteer…")()
+	return l.Invite(ctx, p)
 }
 
 func (a *app) printInvite(inv control.Invite, net control.NetStatus, o *inviteOptions, own bool) error {
@@ -413,7 +424,9 @@ func inviteIn(body string) string {
 // follow adds a contact and tells how far that got. A node of our own stays for the answer; a running one does not need us.
 func (a *app) follow(ctx context.Context, l *link, invite string, o addOptions) (control.Added, error) {
 	begun := a.clock.Now()
+	stop := a.waiting(ctx, "Looking for whoever made the invite…")
 	added, err := l.Add(ctx, control.AddParams{Link: invite, Name: o.name, TimeoutMS: control.Millis(a.timeout)})
+	stop()
 	if err != nil {
 		return added, err
 	}
@@ -422,7 +435,9 @@ func (a *app) follow(ctx context.Context, l *link, invite string, o addOptions) 
 		if left > 0 { // what looking for them took is part of it
 			left = max(left-a.clock.Now().Sub(begun), time.Millisecond)
 		}
+		stop := a.waiting(ctx, "Waiting for the answer of %s…", line(added.Contact.Name))
 		contact, err := a.answered(ctx, l, added.Contact, left)
+		stop()
 		added.Contact, added.State = contact, contact.State
 		if err != nil && (o.wait || !errors.Is(err, &control.Error{Code: "not_in_time"})) {
 			return added, err

@@ -88,18 +88,27 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 		if err != nil {
 			return err
 		}
+		sent := m
 		switch {
 		case wait != "":
-			id := m.ID
-			sent := m
-			if m, err = l.Wait(ctx, id, wait, a.timeout); err != nil {
+			stop := a.waiting(ctx, "· queued as %s; waiting until it is %s…", shortID(sent.ID), wait)
+			m, err = l.Wait(ctx, sent.ID, wait, a.timeout)
+			if stop(); err != nil {
+				if ctx.Err() != nil {
+					a.sayLeft(sent, l.own)
+				}
 				if errors.Is(err, &control.Error{Code: "not_in_time"}) {
 					a.sayDoubt(ctx, l, sent)
 				}
-				return a.lateHere(ctx, l, id, err)
+				return a.lateHere(ctx, l, sent.ID, err)
 			}
 		case l.own:
-			if m, err = a.handOver(ctx, l, m); err != nil {
+			stop := a.waiting(ctx, "· queued as %s; waiting until it is delivered…", shortID(sent.ID))
+			m, err = a.handOver(ctx, l, m)
+			if stop(); err != nil {
+				if ctx.Err() != nil {
+					a.sayLeft(sent, l.own)
+				}
 				return err
 			}
 		}
@@ -111,6 +120,15 @@ func (a *app) send(ctx context.Context, p control.SendParams, wait string) error
 			a.sayDoubt(ctx, l, m)
 		})
 	})
+}
+
+// sayLeft tells somebody who waits no longer what becomes of the message.
+func (a *app) sayLeft(m control.Message, own bool) {
+	if own {
+		a.say("queued as %s; it goes out next time sotto runs", shortID(m.ID))
+		return
+	}
+	a.say("queued as %s; it still goes out", shortID(m.ID))
 }
 
 // lateHere gives the advice for a message that waits in a home whose node ends with this command.
@@ -133,10 +151,11 @@ func (a *app) sayDoubt(ctx context.Context, l *link, m control.Message) {
 	if err != nil {
 		return
 	}
-	if c.Verified == "changed" {
+	alarm := c.Verified == "changed" || c.Verified == "differs"
+	if alarm {
 		a.say("! %s: %s. Somebody else may read what you write there: sotto verify %s", line(c.Name), verifiedWord(c.Verified), shellWord(c.Name))
 	}
-	if c.Warning != "" && (c.Verified == "changed" || m.State == control.StateQueued) {
+	if c.Warning != "" && (alarm || m.State == control.StateQueued) {
 		a.say("! %s: %s", line(c.Name), line(c.Warning))
 	}
 }

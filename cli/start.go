@@ -208,7 +208,7 @@ func (a *app) home0(ctx context.Context, l *link, name *string) error {
 		return err
 	}
 	if len(contacts) == 0 {
-		inv, err := l.Invite(ctx, control.InviteParams{})
+		inv, err := a.newInvite(ctx, l, control.InviteParams{})
 		if err != nil {
 			return err
 		}

@@ -98,7 +98,7 @@ type Contact struct {
 	Claimed  string    `json:"claimed,omitempty" jsonschema:"the name they gave themselves"`
 	ID       string    `json:"id" jsonschema:"their account key"`
 	State    string    `json:"state" jsonschema:"pending, invited, requested, established, blocked or removed"`
-	Verified string    `json:"verified" jsonschema:"no, yes or changed"`
+	Verified string    `json:"verified" jsonschema:"no, yes, changed (a key did) or differs (you compared, and it was not the same)"`
 	Created  time.Time `json:"created"`
 	LastSeen time.Time `json:"last_seen,omitzero"`
 	Queued   int       `json:"queued" jsonschema:"messages waiting for them"`
@@ -145,7 +145,7 @@ type Verification struct {
 	Name   string    `json:"name"`
 	Digits string    `json:"digits"`
 	Emoji  [6]string `json:"emoji"`
-	State  string    `json:"state" jsonschema:"no, yes or changed"`
+	State  string    `json:"state" jsonschema:"no, yes, changed (a key did) or differs (you compared, and it was not the same)"`
 }
 
 // Step is one thing that happened to a message.

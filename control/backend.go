@@ -220,7 +220,11 @@ func (b Messenger) Reject(ctx context.Context, name string, block bool) error {
 // Verify returns what to compare with a contact.
 func (b Messenger) Verify(ctx context.Context, name string) (Verification, error) {
 	v, err := b.Messenger.Verify(ctx, name)
-	return Verification{V: 1, Name: v.Name, Digits: v.Digits, Emoji: v.Emoji, State: v.State}, FromCore(err)
+	if err != nil {
+		return Verification{}, FromCore(err)
+	}
+	c, err := b.Contact(ctx, v.Name)
+	return Verification{V: 1, Name: v.Name, Digits: v.Digits, Emoji: v.Emoji, State: c.Verified}, err
 }
 
 // SetVerified records the result of comparing.
@@ -366,6 +370,9 @@ func mailbox(m messenger.Mailbox) Mailbox {
 }
 
 func contact(c messenger.Contact) Contact {
+	if c.Verified == messenger.VerifiedChanged && c.Warning == messenger.WarnDiffer {
+		c.Verified = "differs" // a person said so; no key need have changed
+	}
 	return Contact{V: 1, Name: c.Name, Claimed: c.Claimed, ID: c.Account, State: c.State, Verified: c.Verified, Created: c.Created.UTC(),
 		LastSeen: c.LastSeen.UTC(), Queued: c.Queued, Intro: c.Intro, Warning: c.Warning}
 }

@@ -422,20 +422,20 @@ func (m *Messenger) Verify(ctx context.Context, name string) (Verification, erro
 	return Verification{Name: c.Name, Digits: identity.SafetyNumber(ours, theirs), Emoji: identity.SafetyEmoji(ours, theirs), State: c.Verified}, nil
 }
 
-// warnDiffer stays with a contact whose safety number was found to be another one.
-const warnDiffer = "the safety numbers differ, so somebody may be in between: block them, and meet again by an invite that you hand over yourselves"
+// WarnDiffer stays with a contact whose safety number was found to be another one.
+const WarnDiffer = "the safety numbers differ, so somebody may be in between: block them, and meet again by an invite that you hand over yourselves"
 
 // SetVerified records whether the numbers were the same.
 func (m *Messenger) SetVerified(ctx context.Context, name string, same bool) error {
 	return m.change(ctx, name, func(tx *store.Tx, c *store.Contact) error {
 		if same {
 			c.Verified = VerifiedYes
-			if c.Warning == warnDiffer {
+			if c.Warning == WarnDiffer {
 				c.Warning = ""
 			}
 			return nil
 		}
-		c.Verified, c.Warning = VerifiedChanged, warnDiffer
+		c.Verified, c.Warning = VerifiedChanged, WarnDiffer
 		return nil
 	})
 }
