@@ -74,6 +74,7 @@ type app struct {
 	passphrase                                    []byte // asked for once
 	made                                          bool   // the identity was made by this run, or its flags were told to be unused
 	create                                        createFlags
+	open                                          string // the key file that is made without a lock, until that was told
 }
 
 // root is the command tree.
@@ -319,6 +320,12 @@ func usage(hint, format string, args ...any) error {
 
 // place is the home the flags and the environment name, and its config.
 func (a *app) place() (daemon.Home, error) {
+	if dir := a.homeDir(); dir != "" {
+		info, err := os.Stat(dir)
+		if err == nil && !info.IsDir() || errors.Is(err, syscall.ENOTDIR) {
+			return daemon.Home{}, usage("Name a directory with --home, or one that can be made.", "%s is no directory", line(dir))
+		}
+	}
 	w := daemon.Where{Dir: a.homeDir(), Profile: a.profile, Socket: a.socket, Getenv: a.env.Getenv}
 	if w.Profile == "" {
 		w.Profile = a.env.Getenv("SOTTO_PROFILE")
@@ -393,7 +400,7 @@ func (a *app) report(ctx context.Context, err error) int {
 		return control.ExitFailed // nobody reads any more
 	}
 	told := *e
-	told.Hint = a.sameHome(e.Hint)
+	told.Message, told.Hint = shorten(e.Message), a.sameHome(e.Hint)
 	if a.json {
 		a.printError(&told)
 		return told.Exit
@@ -404,6 +411,12 @@ func (a *app) report(ctx context.Context, err error) int {
 	}
 	return told.Exit
 }
+
+// overlong is something quoted that nobody reads to its end.
+var overlong = regexp.MustCompile(`"((?:[^"\\]|\\.){80})(?:[^"\\]|\\.){20,}"`)
+
+// shorten cuts what a message quotes: a whole file may have been pasted where a name belongs.
+func shorten(message string) string { return overlong.ReplaceAllString(message, `"$1…"`) }
 
 // within bounds waiting by a time that people chose; 0 leaves it to the context.
 func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {

@@ -57,7 +57,7 @@ func (a *app) upDetached(ctx context.Context, cfg daemon.Config, opt daemon.Opti
 
 // secretFor is the passphrase, if the key file needs one.
 func (a *app) secretFor(ctx context.Context, home daemon.Home) ([]byte, error) {
-	kind, err := identity.KeyFileLock(home.KeyFile())
+	kind, err := home.Lock()
 	if err != nil || kind != identity.LockPassphrase {
 		return nil, err
 	}

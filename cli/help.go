@@ -116,7 +116,7 @@ func unknownTopic(root *cobra.Command, typed string) error {
 		words = append(words, name)
 	}
 	sort.Strings(words)
-	hint := "Topics: " + strings.Join(words, ", ")
+	hint := "Commands: sotto --help   Topics: " + strings.Join(words, ", ")
 	for _, c := range root.Commands() {
 		words = append(words, c.Name())
 	}

@@ -108,12 +108,12 @@ func (a *app) connect(ctx context.Context, want need) (*link, error) {
 		case err == nil:
 			c.Close() // somebody reads the store just now; wait for the end of it
 			if a.noStart {
-				return nil, a.notRunning()
+				return nil, a.notRunning(home)
 			}
 		case !errors.Is(err, control.ErrNoNode):
 			return nil, err
 		case want == needRunning || a.noStart:
-			return nil, a.notRunning()
+			return nil, a.notRunning(home)
 		default:
 			l, err := a.start(ctx, home, want)
 			if err == nil || !daemon.InUse(err) {
@@ -130,7 +130,10 @@ func (a *app) connect(ctx context.Context, want need) (*link, error) {
 	}
 }
 
-func (a *app) notRunning() error {
+func (a *app) notRunning(home daemon.Home) error {
+	if !home.Exists() && a.socket == "" {
+		return control.Errorf(control.ExitNoNode, "node_not_running", "Make one: sotto up --name NAME", "the node is not running: there is no identity in %s yet", home.Data)
+	}
 	return control.Errorf(control.ExitNoNode, "node_not_running", "Start it: sotto up", "the node is not running")
 }
 
@@ -183,6 +186,10 @@ func (a *app) launch(ctx context.Context, cfg daemon.Config, opt daemon.Options)
 		return nil, errors.Join(err, <-l.done)
 	}
 	a.warnOfDamage(ctx, l.Client)
+	if a.open != "" {
+		a.say("note: the key file %s is not encrypted; whoever reads it is you", a.open)
+		a.open = ""
+	}
 	return l, nil
 }
 

@@ -39,7 +39,7 @@ func (a *app) firstRun(ctx context.Context, home daemon.Home, want need) (*daemo
 	switch {
 	case c.Name != "":
 		if err := identity.CheckName(c.Name); err != nil {
-			return nil, usage("Use letters and digits, at most 64 bytes.", "%q cannot be a name: %v", line(c.Name), err)
+			return nil, usage("Use letters and digits, at most 64 bytes.", "%v", err)
 		}
 	case !a.mayAsk():
 		return nil, control.Errorf(control.ExitUsage, "name_missing", "Give it: sotto up --name NAME --passphrase-file FILE (or --keyring, or --unencrypted)",
@@ -99,7 +99,7 @@ func (a *app) firstLock(ctx context.Context, home daemon.Home) (identity.Lock, e
 	case chosen > 1 && (a.create.keyring || a.create.unencrypted):
 		return nil, usage("Choose one.", "--passphrase-file, --keyring and --unencrypted exclude one another")
 	case a.create.unencrypted:
-		a.say("note: the key file %s is not encrypted; whoever reads it is you", home.KeyFile())
+		a.open = home.KeyFile()
 		return identity.Unencrypted(), nil
 	case a.create.keyring:
 		return identity.Keyring("sotto", home.Profile), nil
@@ -399,6 +399,9 @@ func (a *app) down(cmd *cobra.Command, _ []string) error {
 	ctx, cancel := within(cmd.Context(), a.timeout)
 	defer cancel()
 	l, err := a.connect(ctx, needRunning)
+	if e := (*control.Error)(nil); errors.As(err, &e) && e.Code == control.ErrNoNode.Code {
+		return control.Errorf(e.Exit, e.Code, "There is nothing to stop.", "%s", e.Message)
+	}
 	if err != nil {
 		return err
 	}

@@ -311,7 +311,7 @@ func CheckAddr(addr string) error {
 
 // Nearest is the word that a typo most likely stands for, or "" when none is near.
 func Nearest(typed string, words []string) string {
-	best, most := "", max(2, len(typed)/4)
+	best, most := "", max(2, min(len(typed), 32)/4)
 	for _, w := range words {
 		if d := distance(typed, w); d <= most {
 			best, most = w, d-1

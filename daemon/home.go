@@ -14,6 +14,7 @@ import (
 	"github.com/adrg/xdg"
 
 	"sotto/control"
+	"sotto/identity"
 )
 
 // DefaultProfile is the identity used when none is named.
@@ -131,11 +132,26 @@ func (h Home) Exists() bool {
 	return err == nil || !errors.Is(err, fs.ErrNotExist)
 }
 
+// Lock tells how the key file is locked, without unlocking it.
+func (h Home) Lock() (identity.LockKind, error) {
+	kind, err := identity.KeyFileLock(h.KeyFile())
+	return kind, lockedError(h.KeyFile(), err)
+}
+
+// why is what is in the way of a file, without the file's name.
+func why(err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return at.Err
+	}
+	return err
+}
+
 // makeDirs makes the directories that hold secrets, closed to everyone else.
 func (h Home) makeDirs() error {
 	for _, dir := range []string{h.Data, h.State} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make directory %s: %w", dir, err)
+			return control.Errorf(control.ExitFailed, "home_not_made", "Choose a directory that can be made, with --home.", "cannot make the directory %s: %v", dir, why(err))
 		}
 		info, err := os.Lstat(dir)
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"unicode/utf8"
 
 	"sotto/internal/canon"
 )
@@ -16,13 +17,13 @@ import (
 // Errors of invite links; each message around them says what to do.
 var (
 	// ErrNotInvite: some other text, or a link of another program.
-	ErrNotInvite = errors.New("not a sotto invite")
+	ErrNotInvite = errors.New("this is no sotto invite")
 	// ErrOtherLink: a sotto link of another kind, such as one that links a device; never to be taken for an invite.
 	ErrOtherLink = errors.New("a sotto link, but not an invite")
 	// ErrTruncated: the beginning of an invite.
-	ErrTruncated = errors.New("invite is incomplete: copy the whole link")
+	ErrTruncated = errors.New("the invite is incomplete: its end is missing")
 	// ErrMistyped: an invite with a wrong character in it.
-	ErrMistyped = errors.New("invite has a wrong character: copy it again")
+	ErrMistyped = errors.New("the invite has a wrong character")
 )
 
 // InviteSecret finds and opens an invite's bundle. It is never stored in the clear or logged; InviteID may be.
@@ -140,15 +141,30 @@ func validHint(h string) bool {
 // quotes around it.
 func ParseInvite(s string) (Invite, error) {
 	i, err := parseInvite(s)
+	for _, known := range []error{ErrNotInvite, ErrOtherLink, ErrTruncated, ErrMistyped} {
+		if errors.Is(err, known) {
+			return Invite{}, err // it names the invite itself
+		}
+	}
 	if err != nil {
 		return Invite{}, fmt.Errorf("read invite: %w", err)
 	}
 	return i, nil
 }
 
+// told is one of this package's errors in words of its own.
+type told struct {
+	text string
+	is   error
+}
+
+func (e told) Error() string { return e.text }
+
+func (e told) Unwrap() error { return e.is }
+
 func parseInvite(s string) (Invite, error) {
 	if len(s) > maxPasted {
-		return Invite{}, fmt.Errorf("%d bytes of text: %w", len(s), ErrNotInvite)
+		return Invite{}, told{fmt.Sprintf("this is no sotto invite: it has %d bytes", len(s)), ErrNotInvite}
 	}
 	s = strings.ToLower(strings.Trim(strings.Join(strings.Fields(s), ""), "<>\"'“”`"))
 	body, ok := strings.CutPrefix(s, linkPrefix)
@@ -183,20 +199,24 @@ func parseInvite(s string) (Invite, error) {
 func otherText(s string) error {
 	switch {
 	case s == "":
-		return fmt.Errorf("nothing was given: %w", ErrNotInvite)
+		return told{"no invite was given", ErrNotInvite}
 	case strings.HasPrefix(linkPrefix, s):
 		return ErrTruncated
 	case strings.HasPrefix(s, linkScheme):
 		return fmt.Errorf("%w: it may need a newer version of sotto", ErrOtherLink)
 	}
-	return fmt.Errorf("%w: an invite begins with %q", ErrNotInvite, linkPrefix)
+	return fmt.Errorf("%w: one begins with %q", ErrNotInvite, linkPrefix)
 }
 
 // decodeLink decodes the base32 and checks the checksum, which is the last four bytes in every version; when it is wrong
 // the layout of this version tells whether the end is missing.
 func decodeLink(body string) ([]byte, error) {
+	if strings.HasSuffix(body, "…") || strings.HasSuffix(body, "...") {
+		return nil, told{"the invite was cut off: it ends in …", ErrTruncated}
+	}
 	if pos := strings.IndexFunc(body, func(c rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz234567", c) }); pos >= 0 {
-		return nil, fmt.Errorf("character %d after %q is neither a letter nor a digit from 2 to 7: %w", pos+1, linkPrefix, ErrMistyped)
+		wrong, _ := utf8.DecodeRuneInString(body[pos:])
+		return nil, told{fmt.Sprintf("the invite has a wrong character: %q at place %d after %q", string(wrong), pos+1, linkPrefix), ErrMistyped}
 	}
 	b, err := decodeBase32(body)
 	if err == nil && len(b) > linkSum && bytes.Equal(linkChecksum(b[:len(b)-linkSum]), b[len(b)-linkSum:]) {

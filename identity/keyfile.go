@@ -262,7 +262,7 @@ func readKeyFile(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%w: not a regular file", ErrKeyFileDamaged)
 	}
 	if runtime.GOOS != "windows" && info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%w (mode %04o): run chmod 600 %s", ErrKeyFileMode, info.Mode().Perm(), path)
+		return nil, fmt.Errorf("%w (mode %04o)", ErrKeyFileMode, info.Mode().Perm())
 	}
 	f, err := os.Open(path)
 	if err != nil {

@@ -68,11 +68,11 @@ const MaxPassphrase = 1024
 func CheckPassphrase(p []byte) error {
 	switch {
 	case len(p) == 0:
-		return fmt.Errorf("passphrase is empty: choose one, or ask for an unencrypted key file in so many words: %w", ErrInvalid)
+		return told{"the passphrase is empty", ErrInvalid}
 	case len(p) > MaxPassphrase:
-		return fmt.Errorf("passphrase has %d bytes, at most %d allowed: %w", len(p), MaxPassphrase, ErrInvalid)
+		return told{fmt.Sprintf("the passphrase has %d bytes, and at most %d are taken", len(p), MaxPassphrase), ErrInvalid}
 	case bytes.IndexByte(p, 0) >= 0:
-		return fmt.Errorf("passphrase holds a zero byte: %w", ErrInvalid)
+		return told{"the passphrase holds a zero byte", ErrInvalid}
 	}
 	return nil
 }

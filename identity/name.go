@@ -57,11 +57,11 @@ func cutUTF8(s string, n int) string {
 func CheckName(s string) error {
 	switch {
 	case s == "":
-		return fmt.Errorf("name is empty: %w", ErrName)
+		return told{"a name cannot be empty", ErrName}
 	case len(s) > MaxName:
-		return fmt.Errorf("name has %d bytes, at most %d allowed: %w", len(s), MaxName, ErrName)
+		return told{fmt.Sprintf("a name has at most %d bytes, and this one has %d", MaxName, len(s)), ErrName}
 	case CleanName(s) != norm.NFC.String(s):
-		return fmt.Errorf("name holds invisible characters, doubled spaces or a leading dash: %w", ErrName)
+		return told{"a name has no invisible characters, no doubled spaces and no dash in front", ErrName}
 	}
 	return nil
 }

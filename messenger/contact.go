@@ -353,7 +353,7 @@ func (m *Messenger) Rename(ctx context.Context, name, to string) error {
 
 func setName(tx *store.Tx, c *store.Contact, to string) error {
 	if err := identity.CheckName(to); err != nil {
-		return &Error{Code: CodeBadName, Message: fmt.Sprintf("%q cannot be a name: %v", to, err), Remedy: "Choose letters and digits, at most 64 bytes.", Err: err}
+		return &Error{Code: CodeBadName, Message: err.Error(), Remedy: "Choose letters and digits, at most 64 bytes.", Err: err}
 	}
 	if other, err := tx.ContactByName(to); err == nil && other.Account != c.Account {
 		return refuse(CodeNameTaken, "Choose another name, or rename the other first.", "there is a contact named %s already", other.Name)
