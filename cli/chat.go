@@ -23,11 +23,14 @@ func (a *app) chatCommand() *cobra.Command {
 			"sotto watch and sotto read.\n\n" + chatHelp,
 		Args: atMost("NAME"), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
+			if a.json {
+				return errChatJSON()
+			}
 			name := ""
 			if len(args) == 1 {
 				name = args[0]
 			}
-			return unlessStopped(a.with(cmd.Context(), needNetwork, func(l *link) error { return a.chat(cmd.Context(), l, &name) }))
+			return unlessStopped(a.with(cmd.Context(), needNetwork, func(l *link) error { return a.chat(cmd.Context(), l, &name, true) }))
 		}),
 	}
 	c.Flags().Bool("plain", true, "plain lines; the only form there is")
@@ -36,10 +39,14 @@ func (a *app) chatCommand() *cobra.Command {
 	return c
 }
 
+func errChatJSON() error {
+	return usage("To read: sotto watch --json   to write: sotto send", "a chat is for people and prints no JSON")
+}
+
 const chatHelp = `  /to NAME   talk to somebody else      /inbox    who wrote
   /invite    a link for a friend        /verify   compare keys
   /who       contacts                   /quit     leave (or end of input)
-  //text     a message that begins with /`
+  //text     a message that begins with /   /help  this`
 
 // errChatStopped means that somebody stopped the node under a chat, which has said so.
 var errChatStopped = errors.New("the node was stopped under the chat")
@@ -63,7 +70,8 @@ type talk struct {
 
 // chat talks with the person called *name, or with whom the person chooses, whose name it leaves there: when a node ends under it
 // and another takes over, the talk goes on. It ends with errChatStopped when somebody stopped the node.
-func (a *app) chat(ctx context.Context, l *link, name *string) error {
+// With nobody named it begins with the inbox, if that was asked for.
+func (a *app) chat(ctx context.Context, l *link, name *string, inbox bool) error {
 	t := &talk{a: a, l: l}
 	defer func() {
 		if t.conv != "" {
@@ -79,8 +87,10 @@ func (a *app) chat(ctx context.Context, l *link, name *string) error {
 		if err := t.open(ctx, *name); err != nil {
 			return err
 		}
-	} else if err := t.inbox(ctx); err != nil {
-		return err
+	} else if inbox {
+		if err := t.inbox(ctx); err != nil {
+			return err
+		}
 	}
 	whole := ctx
 	g, ctx := errgroup.WithContext(ctx)
@@ -106,6 +116,7 @@ func (a *app) chat(ctx context.Context, l *link, name *string) error {
 	})
 	switch err := g.Wait(); {
 	case errors.Is(err, context.Canceled):
+		t.endLine() // the prompt stays what it was, with what was typed
 		return nil
 	case errors.Is(err, control.ErrStopped), l.own && gone(err):
 		return t.stopped()
@@ -123,14 +134,19 @@ func (a *app) chat(ctx context.Context, l *link, name *string) error {
 
 // stopped is the end of a chat whose node was stopped: nothing can be waited for.
 func (t *talk) stopped() error {
-	if tty(t.a.env.Stdout) {
-		_, _ = fmt.Fprintln(t.a.env.Stdout) // the prompt stays what it was
-	}
+	t.endLine()
 	t.a.say("The node was stopped, and the chat with it. To go on: sotto")
 	if t.last.State == control.StateQueued {
 		t.a.say("· what you wrote last is queued; it goes out next time sotto runs")
 	}
 	return errChatStopped
+}
+
+// endLine leaves the line of the prompt.
+func (t *talk) endLine() {
+	if tty(t.a.env.Stdout) {
+		_, _ = fmt.Fprintln(t.a.env.Stdout)
+	}
 }
 
 // leave lets what was written last go out first, if the node ends with this chat.
@@ -189,6 +205,9 @@ func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan cont
 		select {
 		case in, ok := <-typed:
 			if !ok {
+				if tty(t.a.env.Stdin) { // Ctrl-D, which a terminal does not show
+					t.endLine()
+				}
 				return errQuit
 			}
 			err = t.typed(ctx, in)
@@ -282,8 +301,10 @@ func (t *talk) typed(ctx context.Context, in string) error {
 		err = t.invite(ctx)
 	case word == "/verify":
 		err = t.verify(ctx)
-	case strings.HasPrefix(in, "/") && !strings.HasPrefix(in, "//"):
+	case word == "/help":
 		t.a.say("%s", chatHelp)
+	case strings.HasPrefix(in, "/") && !strings.HasPrefix(in, "//"):
+		err = usage("There are:\n"+chatHelp, "unknown command %q", line(word))
 	default:
 		err = t.send(ctx, strings.TrimPrefix(in, "/"))
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -54,6 +55,14 @@ func Main(ctx context.Context, env Env) int {
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	a.colour(env.Args)
+	if err := a.helpForNothing(root); err != nil {
+		return a.report(ctx, err)
+	}
+	if !tty(env.Stdout) {
+		out := &unpadded{w: env.Stdout}
+		defer out.flush()
+		root.SetOut(out)
+	}
 	err := fang.Execute(ctx, root, fang.WithVersion(env.Version), fang.WithErrorHandler(func(io.Writer, fang.Styles, error) {}))
 	if err == nil {
 		err = a.err
@@ -89,11 +98,12 @@ func (a *app) root() *cobra.Command {
 		Args:    cobra.ArbitraryArgs,
 	}
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		if word := a.firstWord(c); !c.HasParent() && word != "" && word != "-" && !looksLikeInvite(word) {
+		if word := firstWord(c, a.env.Args); !c.HasParent() && word != "" && word != "-" && !looksLikeInvite(word) {
 			return unknownCommand(c, word) // its flags are not the root's: the word is the mistake
 		}
 		return flagError(c, err)
 	})
+	root.SetVersionTemplate(a.versionLine())
 	a.globals(root.PersistentFlags())
 	a.create.register(root.Flags())
 	for _, g := range []struct{ id, title string }{{"talk", "talk"}, {"people", "people"}, {"node", "node"}, {"self", "self"}, {"meta", "meta"}} {
@@ -176,6 +186,8 @@ func (a *app) checkGlobals(f *pflag.FlagSet) error {
 		return usage("Use auto, always or never.", "--color %q", a.color)
 	case a.home == "" && f.Changed("home"):
 		return usage("Name a directory, or leave --home out for your own.", "--home is empty")
+	case a.quiet && a.verbose:
+		return usage("Choose one.", "--quiet and --verbose exclude each other")
 	case a.timeout < 0:
 		return usage("Use a time such as 20s or 2m.", "--timeout cannot be negative")
 	}
@@ -218,17 +230,34 @@ func guard(c *cobra.Command) {
 	}
 }
 
+// helpForNothing refuses to explain a command that does not exist: the help of the one above it would look like an answer.
+func (a *app) helpForNothing(root *cobra.Command) error {
+	if !slices.Contains(a.env.Args, "--help") && !slices.Contains(a.env.Args, "-h") {
+		return nil
+	}
+	c, rest, err := root.Find(a.env.Args)
+	if err != nil || !c.HasSubCommands() {
+		return nil
+	}
+	if word := firstWord(c, rest); word != "" && word != "-" && !looksLikeInvite(word) {
+		return unknownCommand(c, word)
+	}
+	return nil
+}
+
 // firstWord is the first argument that is neither a flag nor a flag's value, if all flags before it are known.
-func (a *app) firstWord(c *cobra.Command) string {
-	for i := 0; i < len(a.env.Args); i++ {
-		arg := a.env.Args[i]
+func firstWord(c *cobra.Command, args []string) string {
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
 		if !strings.HasPrefix(arg, "-") || arg == "-" {
 			return arg
 		}
 		name, _, given := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
-		f := c.Flags().Lookup(name)
+		f := c.Flag(name)
 		if f == nil && len(arg) == 2 {
-			f = c.Flags().ShorthandLookup(arg[1:])
+			if f = c.Flags().ShorthandLookup(arg[1:]); f == nil {
+				f = c.InheritedFlags().ShorthandLookup(arg[1:])
+			}
 		}
 		if f == nil {
 			return ""

@@ -51,6 +51,9 @@ type actor struct {
 }
 
 func (a *app) demo(ctx context.Context, keep bool) error {
+	if a.json {
+		return usage("Leave it out: the exit code tells whether all held.", "the demo is for people and prints no JSON")
+	}
 	dir, err := os.MkdirTemp("", "sotto-demo-")
 	if err != nil {
 		return fmt.Errorf("make the demo's directory: %w", err)
@@ -95,6 +98,9 @@ func (s *stage) play(ctx context.Context) error {
 }
 
 func (s *stage) step(who, format string, args ...any) {
+	if s.a.quiet {
+		return
+	}
 	_, _ = fmt.Fprintf(s.a.env.Stdout, "%5.1f s  %-9s %s\n", s.a.clock.Now().Sub(s.began).Seconds(), who, fmt.Sprintf(format, args...))
 }
 
@@ -414,7 +420,9 @@ func (s *stage) curtain(ctx context.Context, alice, bob *actor, m control.Messag
 		return fmt.Errorf("trace the message: %w", err)
 	}
 	s.print("\nThe way of %s, as Alice's node saw it:", shortID(m.ID))
-	s.a.printTrace(s.a.env.Stdout, t)
+	if !s.a.quiet {
+		s.a.printTrace(s.a.env.Stdout, t)
+	}
 	if len(t.Steps) == 0 {
 		return errors.New("the trace is empty")
 	}
@@ -423,5 +431,7 @@ func (s *stage) curtain(ctx context.Context, alice, bob *actor, m control.Messag
 }
 
 func (s *stage) print(format string, args ...any) {
-	_, _ = fmt.Fprintf(s.a.env.Stdout, format+"\n", args...)
+	if !s.a.quiet {
+		_, _ = fmt.Fprintf(s.a.env.Stdout, format+"\n", args...)
+	}
 }

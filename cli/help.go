@@ -132,10 +132,15 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: a.run(func(*cobra.Command, []string) error {
 			v := map[string]any{"version": a.env.Version, "api": control.APIVersion, "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH}
 			return a.result(v, func(w io.Writer) {
-				_, _ = fmt.Fprintf(w, "sotto %s (API %d, %s %s/%s)\n", a.env.Version, control.APIVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				_, _ = io.WriteString(w, a.versionLine())
 			})
 		}),
 	}
+}
+
+// versionLine is what version and --version print.
+func (a *app) versionLine() string {
+	return fmt.Sprintf("sotto %s (API %d, %s %s/%s)\n", a.env.Version, control.APIVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 // probeCommand is the guard child of the store; people have no use for it.

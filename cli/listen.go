@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"sotto/control"
 )
@@ -42,6 +43,9 @@ func (a *app) watchCommand() *cobra.Command {
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				p.conv = args[0]
+			}
+			if err := p.check(cmd.Flags()); err != nil {
+				return err
 			}
 			if cmd.Flags().Changed("timeout") {
 				p.limit = a.timeout
@@ -74,6 +78,14 @@ func (p *listening) flags(c *cobra.Command) {
 	c.Flags().StringVar(&p.after, "after", "", "begin after this event number or message id")
 }
 
+// check refuses a cursor without a name: nothing would be remembered.
+func (p *listening) check(f *pflag.FlagSet) error {
+	if f.Changed("cursor") && p.cursor == "" {
+		return usage("Give the reader a name, or leave --cursor out.", "--cursor is empty")
+	}
+	return nil
+}
+
 func (a *app) waitCommand() *cobra.Command {
 	var p listening
 	var match string
@@ -84,6 +96,9 @@ func (a *app) waitCommand() *cobra.Command {
 		Example: "id=$(sotto send bob \"ok?\" --jq .id)\nsotto wait --from bob --after $id --match '^(yes|no)$' --timeout 10m --jq .text",
 		Args:    exactly(),
 		RunE: a.run(func(cmd *cobra.Command, _ []string) error {
+			if err := p.check(cmd.Flags()); err != nil {
+				return err
+			}
 			re, err := regexp.Compile(match)
 			if err != nil {
 				return usage("Write a regular expression as in RE2.", "--match: %v", err)

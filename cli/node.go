@@ -33,7 +33,7 @@ func (a *app) printStatus(w io.Writer, st control.Status) {
 	if !st.Net.Online { // the node runs, but nobody beyond this network can be found
 		sign = "● running"
 	}
-	if !st.Online {
+	if !st.Network {
 		sign, how = "○ store only", ""
 	}
 	if a.ascii {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -287,14 +288,30 @@ func (a *app) inviteCommand() *cobra.Command {
 	c.AddCommand(&cobra.Command{Use: "list", Short: "List your invites", Args: exactly(), RunE: a.run(a.listInvites)})
 	c.AddCommand(&cobra.Command{Use: "revoke ID", Short: "Make an invite worthless", Args: exactly("ID"),
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), needNetwork, func(l *link) error {
-				if _, err := control.Call[control.None](cmd.Context(), l.Client, "invite.revoke", control.IDParams{ID: args[0]}); err != nil {
-					return err
-				}
-				return a.result(map[string]string{"id": args[0], "done": "revoked"}, func(io.Writer) { a.say("revoked") })
-			})
+			return a.with(cmd.Context(), needNetwork, func(l *link) error { return a.revoke(cmd.Context(), l, args[0]) })
 		})})
 	return c
+}
+
+// revoke makes an invite worthless; one that was revoked before is told apart.
+func (a *app) revoke(ctx context.Context, l *link, id string) error {
+	list, err := control.Call[control.InviteList](ctx, l.Client, "invite.list", control.None{})
+	if err != nil {
+		return err
+	}
+	before := slices.ContainsFunc(list.Invites, func(i control.Invite) bool {
+		return i.State == "revoked" && strings.HasPrefix(i.ID, strings.ToLower(id))
+	})
+	if _, err := control.Call[control.None](ctx, l.Client, "invite.revoke", control.IDParams{ID: id}); err != nil {
+		return err
+	}
+	return a.result(map[string]any{"id": id, "done": "revoked", "before": before}, func(io.Writer) {
+		if before {
+			a.say("it was revoked already")
+			return
+		}
+		a.say("revoked")
+	})
 }
 
 // newInvite makes an invite, which waits a little for a volunteer that keeps its record.
@@ -354,6 +371,7 @@ func (a *app) listInvites(cmd *cobra.Command, _ []string) error {
 type addOptions struct {
 	name string
 	wait bool
+	chat bool // the chat opens at once
 }
 
 func (a *app) addCommand() *cobra.Command {
@@ -443,7 +461,7 @@ func (a *app) follow(ctx context.Context, l *link, invite string, o addOptions) 
 			return added, err
 		}
 	}
-	return added, a.sayAdded(ctx, l, added)
+	return added, a.sayAdded(ctx, l, added, o.chat)
 }
 
 // answered waits until a contact is established.
@@ -478,7 +496,7 @@ func (a *app) answered(ctx context.Context, l *link, c control.Contact, limit ti
 	}
 }
 
-func (a *app) sayAdded(ctx context.Context, l *link, added control.Added) error {
+func (a *app) sayAdded(ctx context.Context, l *link, added control.Added, chat bool) error {
 	name := line(added.Contact.Name)
 	switch added.State {
 	case "established":
@@ -497,11 +515,13 @@ func (a *app) sayAdded(ctx context.Context, l *link, added control.Added) error 
 		signs = v.Digits
 	}
 	a.say("Compare to be sure: %s   (sotto verify %s)", signs, name)
-	if l.own {
+	switch {
+	case chat:
+	case l.own:
 		a.say("Write: sotto send %s …   Messages arrive while sotto runs: sotto up", name)
-		return nil
+	default:
+		a.say("Write: sotto send %s …", name)
 	}
-	a.say("Write: sotto send %s …", name)
 	return nil
 }
 

@@ -18,6 +18,31 @@ import (
 	"sotto/internal/safetext"
 )
 
+// unpadded leaves out the blanks with which help fills its lines, which only a coloured terminal needs.
+type unpadded struct {
+	w    io.Writer
+	line []byte // what has come of a line that is not whole yet
+}
+
+// Write passes on whole lines.
+func (u *unpadded) Write(b []byte) (int, error) {
+	for n := 0; n < len(b); {
+		end := bytes.IndexByte(b[n:], '\n')
+		if end < 0 {
+			u.line = append(u.line, b[n:]...)
+			break
+		}
+		u.line = append(u.line, b[n:n+end]...)
+		if _, err := u.w.Write(append(bytes.TrimRight(u.line, " "), '\n')); err != nil {
+			return n, err
+		}
+		u.line, n = u.line[:0], n+end+1
+	}
+	return len(b), nil
+}
+
+func (u *unpadded) flush() { _, _ = u.w.Write(u.line) }
+
 // line and text make what came from others harmless: one line, or many.
 func line(s string) string { return safetext.SafeLine(s) }
 

@@ -72,7 +72,7 @@ func (a *app) textOf(ctx context.Context, args []string) (string, error) {
 		body = strings.Join(args, " ")
 	}
 	switch {
-	case body == "":
+	case strings.TrimSpace(body) == "":
 		return "", control.Errorf(control.ExitUsage, "empty_text", "Give it as an argument, or - to read it from stdin.", "the text is empty")
 	case len(body) > control.MaxText:
 		return "", control.Errorf(control.ExitRefused, "too_large", "Split it.", "the text is larger than the 64 KiB that one message holds")

@@ -176,9 +176,12 @@ func (a *app) begin(cmd *cobra.Command, args []string) error {
 		return usage("In scripts, name a command.", "there is no terminal to chat in")
 	}
 	name, followed := "", false
+	if a.json {
+		return errChatJSON()
+	}
 	return unlessStopped(a.with(cmd.Context(), needNetwork, func(l *link) error {
 		if len(args) == 1 && !followed {
-			added, err := a.follow(cmd.Context(), l, args[0], addOptions{})
+			added, err := a.follow(cmd.Context(), l, args[0], addOptions{chat: true})
 			if err != nil {
 				return err
 			}
@@ -218,7 +221,7 @@ func (a *app) home0(ctx context.Context, l *link, name *string) error {
 		}
 		a.say("Waiting… The chat opens when they have followed it; the invite stays good if you leave and come back.")
 	}
-	if err := a.chat(ctx, l, name); err != nil {
+	if err := a.chat(ctx, l, name, len(contacts) > 0); err != nil {
 		return err
 	}
 	if l.own {

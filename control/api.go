@@ -219,7 +219,7 @@ type NetStatus struct {
 // StoreStatus is the state of the database.
 type StoreStatus struct {
 	State string `json:"state" jsonschema:"ok, full, read-only or damaged"`
-	Bytes int64  `json:"bytes"`
+	Bytes int64  `json:"bytes,omitempty" jsonschema:"of the database's tables, once there are any"`
 	Free  int64  `json:"free_bytes"`
 }
 
@@ -238,7 +238,7 @@ type Status struct {
 	PID      int         `json:"pid"`
 	Name     string      `json:"name"`
 	Account  string      `json:"account"`
-	Online   bool        `json:"online" jsonschema:"false when only the store is open"`
+	Network  bool        `json:"networking" jsonschema:"false when only the store is open"`
 	Started  time.Time   `json:"started"`
 	Net      NetStatus   `json:"net"`
 	Store    StoreStatus `json:"store"`

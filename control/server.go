@@ -292,7 +292,7 @@ func (s *Server) send(ctx context.Context, p SendParams) (Message, error) {
 	switch {
 	case p.To == "":
 		return Message{}, Errorf(ExitUsage, "no_recipient", "Name a contact: sotto contacts list", "nobody to send to")
-	case p.Text == "":
+	case strings.TrimSpace(p.Text) == "":
 		return Message{}, Errorf(ExitUsage, "empty_text", "Give the text, or - to read it from stdin.", "the text is empty")
 	case len(p.Text) > MaxText:
 		return Message{}, Errorf(ExitRefused, "too_large", "Split it, at most 64 KiB in one message.", "the text has %d bytes, %d more than one message holds", len(p.Text), len(p.Text)-MaxText)
@@ -362,7 +362,7 @@ func (s *Server) status(ctx context.Context, _ None) (Status, error) {
 		return Status{}, err
 	}
 	st.V, st.Version, st.API, st.Profile = 1, s.cfg.Version, APIVersion, s.cfg.Profile
-	st.PID, st.Started, st.Online = os.Getpid(), s.started.UTC(), s.cfg.Net != nil
+	st.PID, st.Started, st.Network = os.Getpid(), s.started.UTC(), s.cfg.Net != nil
 	if s.cfg.Net != nil {
 		st.Net = s.cfg.Net.NetStatus()
 		st.Warnings = append(st.Warnings, s.cfg.Net.Warnings()...)

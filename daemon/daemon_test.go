@@ -69,7 +69,7 @@ func TestAFirstRunMakesAnIdentityThatLaterRunsFind(t *testing.T) {
 	}
 	c, end := run(t, h, cfg, daemon.Options{Create: &daemon.Create{Name: "Alice", Lock: identity.Unencrypted()}})
 	first, err := c.Status(t.Context())
-	if err != nil || first.Name != "Alice" || first.Online || first.Account == "" || first.Store.State != "ok" {
+	if err != nil || first.Name != "Alice" || first.Network || first.Account == "" || first.Store.State != "ok" {
 		t.Fatalf("got %+v, %v", first, err)
 	}
 	if err := end(); err != nil {
