@@ -7,8 +7,11 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
+	"charm.land/lipgloss/v2"
+	"github.com/charmbracelet/x/term"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -18,9 +21,9 @@ import (
 func (a *app) chatCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "chat [NAME]", Short: "Write and read line by line",
-		Long: "Each line you type is a message to the chat that the prompt names; what arrives is printed as it comes. Append-only lines without\n" +
-			"redrawing, for every terminal and screen reader. Into a pipe it prints the same, with local times: programs are better served by\n" +
-			"sotto watch and sotto read.\n\n" + chatHelp,
+		Long: "Each line you type is a message to the chat that the prompt names; what arrives is printed above the line you are typing. The\n" +
+			"newest of your messages is named again when its state changes. With TERM=dumb nothing is ever redrawn, as screen readers like\n" +
+			"it. Into a pipe it prints the same, with local times: programs are better served by sotto watch and sotto read.\n\n" + chatHelp,
 		Args: atMost("NAME"), ValidArgsFunction: a.completeName,
 		RunE: a.run(func(cmd *cobra.Command, args []string) error {
 			if a.json {
@@ -66,13 +69,15 @@ type talk struct {
 	l       *link
 	conv    string
 	last    control.Message // the newest one sent here, as far as it is known to have come
+	edit    *editor         // what is being typed; nil when the terminal, or nobody, edits lines
+	shown   map[string]bool // messages sent here that are on the screen before the event tells of them
 }
 
 // chat talks with the person called *name, or with whom the person chooses, whose name it leaves there: when a node ends under it
 // and another takes over, the talk goes on. It ends with errChatStopped when somebody stopped the node.
 // With nobody named it begins with the inbox, if that was asked for.
 func (a *app) chat(ctx context.Context, l *link, name *string, inbox bool) error {
-	t := &talk{a: a, l: l}
+	t := &talk{a: a, l: l, shown: map[string]bool{}}
 	defer func() {
 		if t.conv != "" {
 			*name = t.conv
@@ -100,9 +105,14 @@ func (a *app) chat(ctx context.Context, l *link, name *string, inbox bool) error
 	}
 	defer in.Close()
 	in.end = nil // the chat ends its line itself
+	giveBack := t.takeKeys()
+	defer giveBack()
 	typed := make(chan string)
 	g.Go(func() error {
 		defer close(typed)
+		if t.edit != nil {
+			return readKeys(ctx, in, typed)
+		}
 		return readLines(ctx, in, typed)
 	})
 	arrived := make(chan control.Event)
@@ -114,7 +124,9 @@ func (a *app) chat(ctx context.Context, l *link, name *string, inbox bool) error
 		defer stream.Close()
 		return t.run(ctx, typed, arrived)
 	})
-	switch err := g.Wait(); {
+	err = g.Wait()
+	giveBack()
+	switch {
 	case errors.Is(err, context.Canceled):
 		t.endLine() // the prompt stays what it was, with what was typed
 		return nil
@@ -142,6 +154,21 @@ func (t *talk) stopped() error {
 	return errChatStopped
 }
 
+// takeKeys lets the chat edit the line that is typed, where there is a terminal that can redraw it.
+func (t *talk) takeKeys() (giveBack func()) {
+	if !tty(t.a.env.Stdin) || !tty(t.a.env.Stdout) || t.dumb() {
+		return func() {}
+	}
+	giveBack, err := takeKeys(t.a.env.Stdin.Fd())
+	if err != nil {
+		return func() {} // it edits lines itself
+	}
+	t.edit = &editor{}
+	return sync.OnceFunc(giveBack)
+}
+
+func (t *talk) dumb() bool { return t.a.env.Getenv("TERM") == "dumb" }
+
 // endLine leaves the line of the prompt.
 func (t *talk) endLine() {
 	if tty(t.a.env.Stdout) {
@@ -154,7 +181,12 @@ func (t *talk) leave(ctx context.Context) error {
 	if !t.l.own || t.last.ID == "" {
 		return nil
 	}
+	stop := t.a.waiting(ctx, "Waiting until what you wrote last is delivered; Ctrl-C leaves it queued…")
 	m, err := t.a.handOver(ctx, t.l, t.last)
+	stop()
+	if ctx.Err() != nil {
+		m, err = t.last, nil // it stays what it was
+	}
 	if err == nil && m.State == control.StateQueued {
 		t.a.say("· what you wrote last is queued; it goes out next time sotto runs")
 	}
@@ -162,6 +194,23 @@ func (t *talk) leave(ctx context.Context) error {
 }
 
 var errQuit = errors.New("the person left")
+
+// readKeys passes on what is typed, key by key.
+func readKeys(ctx context.Context, in io.Reader, typed chan<- string) error {
+	for keys := make([]byte, 4096); ; {
+		n, err := in.Read(keys)
+		if n > 0 {
+			select {
+			case typed <- string(keys[:n]):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		if err != nil { // the terminal is gone, or the chat is over
+			return ctx.Err()
+		}
+	}
+}
 
 func readLines(ctx context.Context, in io.Reader, typed chan<- string) error {
 	lines := bufio.NewScanner(in)
@@ -210,7 +259,11 @@ func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan cont
 				}
 				return errQuit
 			}
-			err = t.typed(ctx, in)
+			if t.edit != nil {
+				err = t.keys(ctx, []byte(in))
+			} else {
+				err = t.typed(ctx, in)
+			}
 		case e, ok := <-arrived:
 			if !ok {
 				return nil // hear knows why
@@ -230,20 +283,74 @@ func (t *talk) run(ctx context.Context, typed <-chan string, arrived <-chan cont
 	}
 }
 
-func (t *talk) prompt() {
-	switch {
-	case !tty(t.a.env.Stdout):
-	case t.conv == "":
-		_, _ = fmt.Fprint(t.a.env.Stdout, "> ")
-	default:
-		_, _ = fmt.Fprintf(t.a.env.Stdout, "[%s]> ", line(t.conv))
+// keys does what was typed: at the end of a line, what the line says.
+func (t *talk) keys(ctx context.Context, keys []byte) error {
+	for len(keys) > 0 {
+		before := len(t.edit.line)
+		rest, entered, ended, plain := t.edit.take(keys)
+		switch {
+		case ended:
+			t.endLine()
+			return errQuit
+		case entered:
+			t.redraw()
+			if err := t.typed(ctx, t.edit.enter()); err != nil {
+				return err
+			}
+		case plain && t.edit.ascii(before) && lipgloss.Width(line(string(t.edit.line))) <= t.room(): // nothing is redrawn that need not be
+			_, _ = fmt.Fprint(t.a.env.Stdout, string(t.edit.line[before:]))
+		default:
+			t.redraw()
+		}
+		keys = rest
 	}
+	return nil
 }
+
+// prompt names the chat on a line of its own, with what is being typed.
+func (t *talk) prompt() {
+	if !tty(t.a.env.Stdout) {
+		return
+	}
+	typed := ""
+	if t.edit != nil {
+		typed = t.edit.shown(t.room())
+	}
+	_, _ = fmt.Fprint(t.a.env.Stdout, t.name()+typed)
+}
+
+func (t *talk) name() string {
+	if t.conv == "" {
+		return "> "
+	}
+	return "[" + line(t.conv) + "]> "
+}
+
+// room is how many columns are left for what is typed.
+func (t *talk) room() int {
+	width, _, err := term.GetSize(t.a.env.Stdout.Fd())
+	if err != nil || width <= 0 {
+		width = 80
+	}
+	return max(width-lipgloss.Width(t.name())-1, 8)
+}
+
+func (t *talk) redraw() {
+	_, _ = fmt.Fprint(t.a.env.Stdout, takeBack)
+	t.prompt()
+}
+
+// takeBack empties the line that the cursor is in.
+const takeBack = "\r\x1b[K"
 
 func (t *talk) print(format string, args ...any) error {
 	start := ""
-	if tty(t.a.env.Stdout) {
-		start = "\r\x1b[K" // take the prompt back
+	switch {
+	case !tty(t.a.env.Stdout):
+	case t.dumb():
+		start = "\n"
+	default:
+		start = takeBack
 	}
 	_, err := fmt.Fprintf(t.a.env.Stdout, start+format+"\n", args...)
 	t.prompt()
@@ -283,9 +390,20 @@ func (t *talk) inbox(ctx context.Context) error {
 	return err
 }
 
+// beginning is as much of a text as recalls it.
+func beginning(s string) string {
+	if r := []rune(s); len(r) > 40 {
+		return string(r[:39]) + "…"
+	}
+	return s
+}
+
 // typed sends a line, or does what a /command says. What goes wrong is said; the chat goes on.
 func (t *talk) typed(ctx context.Context, in string) error {
 	word, rest, _ := strings.Cut(strings.TrimSpace(in), " ")
+	if t.edit != nil && (word == "" || t.conv == "" || strings.HasPrefix(in, "/") && !strings.HasPrefix(in, "//")) {
+		t.endLine() // what was typed stays; a message is shown in its place as it was sent
+	}
 	var err error
 	switch {
 	case word == "":
@@ -321,12 +439,22 @@ func (t *talk) send(ctx context.Context, body string) error {
 	if t.conv == "" {
 		return usage("Choose somebody: /to NAME", "nobody to write to")
 	}
-	if !utf8.ValidString(body) {
+	if !utf8.ValidString(body) { // not from the editor
 		return control.Errorf(control.ExitUsage, "bad_text", "Set your terminal to UTF-8.", "the text is not valid UTF-8; nothing was sent")
 	}
 	m, err := t.l.Send(ctx, control.SendParams{To: t.conv, Text: body})
-	if err == nil {
-		t.last = m
+	if err != nil {
+		if t.edit != nil {
+			t.endLine()
+		}
+		return err
+	}
+	t.last = m
+	if tty(t.a.env.Stdin) { // it was seen when it was typed
+		t.shown[m.ID] = true
+	}
+	if t.edit != nil {
+		_, err = fmt.Fprintf(t.a.env.Stdout, takeBack+"%s\n", t.a.spoken(m))
 	}
 	return err
 }
@@ -363,10 +491,14 @@ func (t *talk) verify(ctx context.Context) error {
 // arrived prints what concerns this chat, names what came in another, and opens the first chat by itself.
 func (t *talk) arrived(ctx context.Context, e control.Event) error {
 	m := e.Message
-	if m != nil && m.ID == t.last.ID {
+	moved := m != nil && m.ID == t.last.ID && m.State != t.last.State
+	if moved {
 		t.last = *m
 	}
 	switch {
+	case e.Kind == control.EventMessage && m != nil && t.shown[m.ID]:
+		delete(t.shown, m.ID)
+		return nil
 	case e.Kind == control.EventMessage && m != nil && m.Conv.Name == t.conv && t.conv != "":
 		if _, err := t.l.Messages(ctx, control.ListParams{Conv: t.conv}); err != nil { // it was seen
 			return err
@@ -376,6 +508,8 @@ func (t *talk) arrived(ctx context.Context, e control.Event) error {
 		return t.print("[%s] %s", line(m.Conv.Name), t.a.spoken(*m))
 	case e.Kind == control.EventReceipt && m != nil && m.Conv.Name == t.conv && (m.State == control.StateFailed || m.State == control.StateExpired):
 		return t.print("! %s was not delivered: %s", shortID(m.ID), line(m.Why))
+	case e.Kind == control.EventReceipt && moved && m.Conv.Name == t.conv && tty(t.a.env.Stdout):
+		return t.print("%s %s", t.a.mark(*m), line(beginning(m.Text)))
 	case e.Kind == control.EventContact && e.Contact != nil && e.Contact.State == "established" && t.conv == "":
 		t.conv = e.Contact.Name
 		return t.print("%s is here. What you type now goes to %s.", line(t.conv), line(t.conv))

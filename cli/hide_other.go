@@ -2,10 +2,17 @@
 
 package cli
 
-import "github.com/charmbracelet/x/term"
+import (
+	"errors"
+
+	"github.com/charmbracelet/x/term"
+)
 
 // showInput is ENABLE_ECHO_INPUT of the console's mode.
 const showInput = 0x4
+
+// takeKeys is not there: lines are edited by the console itself.
+func takeKeys(uintptr) (giveBack func(), err error) { return nil, errors.ErrUnsupported }
 
 // hideTyping keeps a console from showing what is typed, until show is called.
 func hideTyping(fd uintptr) (show func(), err error) {
