@@ -4,9 +4,11 @@ import (
 	"context"
 	"crypto/ed25519"
 	"fmt"
+	"net/netip"
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"sotto/mailbox"
 	"sotto/messenger"
@@ -66,14 +68,32 @@ func (b mailboxes) Open(ctx context.Context, addr []byte, key ed25519.PrivateKey
 }
 
 // Known lists the volunteers that the node knows.
-func (b mailboxes) Known() [][]byte {
-	var out [][]byte
+func (b mailboxes) Known() []messenger.KnownMailbox {
+	var out []messenger.KnownMailbox
 	for _, text := range b.node.Mailboxes() {
 		if a, err := ma.NewMultiaddr(text); err == nil {
-			out = append(out, a.Bytes())
+			out = append(out, messenger.KnownMailbox{Addr: a.Bytes(), Net: netOf(a)})
 		}
 	}
 	return out
+}
+
+// netOf names the part of the Internet an address is in: the first half of an IPv4 address, the first quarter of an IPv6 one.
+func netOf(a ma.Multiaddr) string {
+	ip, err := manet.ToIP(a)
+	if err != nil {
+		return "" // a name
+	}
+	addr, _ := netip.AddrFromSlice(ip)
+	bits := 32
+	if addr = addr.Unmap(); addr.Is4() {
+		bits = 16
+	}
+	p, err := addr.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return p.String()
 }
 
 // boxStream is a mailbox.Box as the messenger wants it.

@@ -36,8 +36,9 @@ type holder struct {
 
 // boxPause is how long a mailbox that failed is not asked.
 type boxPause struct {
-	until time.Time
-	last  time.Duration
+	until    time.Time
+	last     time.Duration
+	refusals int // in a row
 }
 
 func newHolder() *holder {
@@ -102,6 +103,10 @@ const (
 	refusedRetryMax = 6 * time.Hour
 )
 
+// spentInVain is how many tokens in a row may be refused before the box is taken for full or closed: an answer that was lost leaves one that is
+// spent, and the guests of one invite share theirs.
+const spentInVain = 8
+
 // note has a box left in peace after a failure, longer each time.
 func (h *holder) note(box [32]byte, now time.Time, err error) {
 	h.mu.Lock()
@@ -110,14 +115,17 @@ func (h *holder) note(box [32]byte, now time.Time, err error) {
 		delete(h.pauses, box)
 		return
 	}
-	least, most := depositRetryMin, depositRetryMax
-	if errors.Is(err, wire.ErrRefused) || errors.Is(err, wire.ErrNotFound) {
-		least, most = refusedRetryMin, refusedRetryMax
-	}
 	p := h.pauses[box]
 	if p == nil {
 		p = &boxPause{}
 		h.pauses[box] = p
+	}
+	least, most := depositRetryMin, depositRetryMax
+	if errors.Is(err, wire.ErrRefused) {
+		p.refusals++
+	}
+	if p.refusals > spentInVain {
+		least, most = refusedRetryMin, refusedRetryMax
 	}
 	p.last = min(max(p.last*3/2, least), most)
 	p.until = now.Add(jitter(p.last))
@@ -269,13 +277,14 @@ func (m *Messenger) lacks(out store.Outgoing, box [32]byte, now time.Time) bool 
 // holdBatch packs entries and leaves each pack at every mailbox that lacks one of it. Left says that it makes sense to look again at once.
 func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (left bool, err error) {
 	for _, pack := range packs(h.rows) {
-		i, tokens, err := m.takeToken(h.contact.Account)
+		i, tokens, err := m.nextToken(h.contact.Account)
 		if err != nil || tokens == nil {
 			return false, err
 		}
+		used := make([]bool, len(h.boxes)) // it will not pay for anything else there
 		promises := make(chan promise, len(h.boxes))
 		var g errgroup.Group
-		for _, box := range h.boxes {
+		for at, box := range h.boxes {
 			lacking := slices.DeleteFunc(slices.Clone(pack), func(out store.Outgoing) bool { return !m.lacks(out, box.ID, m.clock.Now()) })
 			if len(lacking) == 0 {
 				continue
@@ -286,6 +295,7 @@ func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (
 					return nil
 				}
 				m.holder.note(box.ID, m.clock.Now(), err)
+				used[at] = err == nil || errors.Is(err, wire.ErrRefused)
 				if err != nil {
 					m.log.Info("nothing left at a mailbox", "err", err)
 				} else {
@@ -300,6 +310,11 @@ func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (
 		close(promises)
 		if err := <-noted; err != nil {
 			return false, err
+		}
+		if slices.Contains(used, true) {
+			if err := m.spendToken(h.contact.Account, i); err != nil {
+				return false, err
+			}
 		}
 	}
 	return left, nil
@@ -360,22 +375,33 @@ func packs(rows []store.Outgoing) (list [][]store.Outgoing) {
 	return list
 }
 
-// takeToken takes the next of a contact's tokens; nil when there is none left.
-func (m *Messenger) takeToken(acct [32]byte) (i uint32, tokens *store.Granted, err error) {
-	err = m.store.Update(func(tx *store.Tx) error {
+// nextToken is the next of a contact's tokens, nil when there is none left. One recipient's mail is left by one worker at a time, so it is not spent
+// before spendToken says so: while no mailbox can be reached, tries cost none.
+func (m *Messenger) nextToken(acct [32]byte) (i uint32, tokens *store.Granted, err error) {
+	err = m.store.View(func(tx *store.Tx) error {
 		row, err := tx.Granted(acct)
 		if errors.Is(err, store.ErrNotFound) || err == nil && row.Next >= row.End {
+			return nil
+		}
+		i, tokens = row.Next, &row
+		return err
+	})
+	return i, tokens, err
+}
+
+// spendToken goes on behind a token that paid, or was spent already. A crash before it costs one refusal.
+func (m *Messenger) spendToken(acct [32]byte, i uint32) error {
+	return m.store.Update(func(tx *store.Tx) error {
+		row, err := tx.Granted(acct)
+		if errors.Is(err, store.ErrNotFound) || err == nil && row.Next > i {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		i, tokens = row.Next, &row
-		next := row
-		next.Next++
-		return tx.PutGranted(acct, next)
+		row.Next = i + 1
+		return tx.PutGranted(acct, row)
 	})
-	return i, tokens, err
 }
 
 // depositTimeout bounds one deposit.

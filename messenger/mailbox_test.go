@@ -175,7 +175,7 @@ func boxedPair(t *testing.T, seed uint64, boxes *testnet.Mailboxes, options ...o
 	alice, bob = newPerson(t, net, "alice", options...), newPerson(t, net, "bob", options...)
 	settle(time.Minute)
 	meet(t, alice, bob)
-	settle(time.Hour)
+	settle(time.Minute)
 	return net, alice, bob
 }
 
@@ -223,7 +223,7 @@ func TestWhoeverStopsAlongTheWayNothingIsLostOrDoubled(t *testing.T) {
 						p.start()
 					}
 				}
-				settle(2 * time.Hour)
+				settle(30 * time.Minute)
 				wantTexts(t, alice, "bob", said[bob])
 				wantTexts(t, bob, "alice", said[alice])
 				for _, p := range []*person{alice, bob} {
@@ -392,21 +392,21 @@ func TestAContactThatSpentAllItsTokensGetsMoreWhenItsMailIsTaken(t *testing.T) {
 			for i := range 20 {
 				want = append(want, fmt.Sprintf("%d of round %d", i, round))
 				bob.send("alice", want[len(want)-1])
-				settle(time.Minute)
+				settle(10 * time.Second)
 			}
 			bob.halt()
 			alice.start()
-			settle(time.Hour)
+			settle(10 * time.Minute)
 			alice.halt()
 			bob.start()
-			settle(time.Hour)
+			settle(10 * time.Minute)
 			alice.start()
-			settle(time.Hour)
+			settle(10 * time.Minute)
 			wantTexts(t, alice, "bob", want)
 		}
 		alice.halt()
 		msg := bob.send("alice", "still tokens")
-		settle(time.Hour)
+		settle(10 * time.Minute)
 		wantState(t, bob, msg, messenger.StateHeld)
 	})
 }
@@ -449,5 +449,39 @@ func TestADroppedMailboxIsNoLongerUsedAndStillRead(t *testing.T) {
 		if boxes.Waiting('a') != before {
 			t.Error("the dropped mailbox got mail")
 		}
+	})
+}
+
+func TestTriesThatReachNoMailboxCostNoTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a')
+		_, alice, bob := boxedPair(t, 1, boxes, withLimits(messenger.Limits{Tokens: 8}))
+		alice.halt()
+		boxes.SetDown('a', true)
+		msg := bob.send("alice", "the mailbox is away too")
+		settle(30 * time.Minute)
+		wantState(t, bob, msg, messenger.StateQueued)
+		boxes.SetDown('a', false)
+		settle(10 * time.Minute)
+		wantState(t, bob, msg, messenger.StateHeld)
+	})
+}
+
+func TestAMailboxThatDiedIsReplacedAndContactsAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		boxes := testnet.NewMailboxes('a', 'b')
+		boxes.SetDown('b', true)
+		_, alice, bob := boxedPair(t, 1, boxes, withLimits(messenger.Limits{Boxes: 1, DeadAfter: time.Hour}))
+		boxes.SetDown('a', true)
+		boxes.SetDown('b', false)
+		settle(3 * time.Hour)
+		list, err := alice.m.Mailboxes(t.Context())
+		if err != nil || len(list) != 2 || list[0].State != messenger.BoxLeaving || !list[1].Ready {
+			t.Fatalf("alice's mailboxes: %+v, %v", list, err)
+		}
+		alice.halt()
+		msg := bob.send("alice", "at the other one")
+		settle(time.Minute)
+		wantState(t, bob, msg, messenger.StateHeld)
 	})
 }

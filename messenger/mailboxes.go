@@ -1,6 +1,7 @@
 package messenger
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -33,8 +34,14 @@ type Mailboxes interface {
 	Deposit(ctx context.Context, addr []byte, d wire.Deposit) (wire.Custody, error)
 	// Open connects to a mailbox as the owner of the box with that key, registered or not.
 	Open(ctx context.Context, addr []byte, key ed25519.PrivateKey) (BoxStream, error)
-	// Known lists mailboxes that volunteers or neighbours told of, best first.
-	Known() [][]byte
+	// Known lists mailboxes that volunteers or neighbours told of.
+	Known() []KnownMailbox
+}
+
+// KnownMailbox is a mailbox that may be asked; Net names the part of the Internet it is in, so that not all of ours fail at once.
+type KnownMailbox struct {
+	Addr []byte
+	Net  string
 }
 
 // BoxStream is a connection to a box of our own. Its methods are called one at a time.
@@ -119,36 +126,86 @@ func (m *Messenger) ownBoxes() (rows []store.Box, err error) {
 	return rows, err
 }
 
-// chooseBoxes asks mailboxes that are known for their terms and begins boxes there, until there are as many as wanted; it returns how many are
-// missing still.
+// chooseBoxes begins boxes at mailboxes that are known, until there are as many as wanted, the ones that answer first in networks where we have none
+// yet; one that has not answered for days makes room when another does. It returns how many are missing still.
 func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) (missing int, err error) {
 	rows, err := m.ownBoxes()
 	if err != nil || m.limits.Boxes < 0 {
 		return 0, err
 	}
-	have := map[[32]byte]bool{}
+	have, nets := map[[32]byte]bool{}, map[string]bool{}
+	live := 0
+	var dead []store.Box
 	for _, row := range rows {
 		have[row.Service] = true
+		switch {
+		case row.State == BoxLeaving:
+		case row.Chosen && !row.Failing.IsZero() && m.clock.Now().Sub(row.Failing) > m.limits.DeadAfter:
+			dead = append(dead, row)
+		default:
+			live, nets[row.Net] = live+1, true
+		}
 	}
-	missing = m.limits.Boxes - len(slices.DeleteFunc(rows, func(row store.Box) bool { return row.State == BoxLeaving }))
-	for _, addr := range boxes.Known() {
-		if missing <= 0 {
-			return 0, nil
+	if missing = m.limits.Boxes - live; missing <= 0 {
+		return 0, nil
+	}
+	offers := m.askAll(ctx, boxes, have)
+	for _, fresh := range []bool{true, false} { // other networks first
+		for _, o := range offers {
+			if missing <= 0 || have[o.terms.Service] || fresh && nets[o.Net] {
+				continue
+			}
+			if live+len(dead) >= m.limits.Boxes && len(dead) > 0 {
+				if err := m.leaveBox(ctx, dead[0].ID); err != nil {
+					return missing, err
+				}
+				dead = dead[1:]
+			}
+			if err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(o.Addr), Raw: o.Addr, Net: o.Net, Service: o.terms.Service, Chosen: true}); err != nil {
+				return missing, err
+			}
+			have[o.terms.Service], nets[o.Net] = true, true
+			live, missing = live+1, missing-1
 		}
-		asked, cancel := context.WithTimeout(ctx, askTimeout)
-		terms, err := boxes.Terms(asked, addr)
-		cancel()
-		if err != nil || have[terms.Service] || terms.Mode != wire.ModeOpen || terms.DrainUntil != 0 || terms.RegisterBits > maxRegisterBits {
-			continue
-		}
-		if err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(addr), Raw: addr, Service: terms.Service, Chosen: true}); err != nil {
-			return missing, err
-		}
-		have[terms.Service] = true
-		missing--
 	}
 	return missing, nil
 }
+
+// offer is a mailbox that would take us.
+type offer struct {
+	KnownMailbox
+	terms wire.Terms
+	took  time.Duration
+}
+
+// askAll asks known mailboxes for their terms, some at a time; those that would take us come back, the quickest first.
+func (m *Messenger) askAll(ctx context.Context, boxes Mailboxes, have map[[32]byte]bool) []offer {
+	var g errgroup.Group
+	g.SetLimit(8)
+	var mu sync.Mutex // guards list
+	var list []offer
+	for _, known := range boxes.Known() {
+		g.Go(func() error {
+			ctx, cancel := context.WithTimeout(ctx, termsTimeout)
+			defer cancel()
+			begun := m.clock.Now()
+			terms, err := boxes.Terms(ctx, known.Addr)
+			if err != nil || have[terms.Service] || terms.Mode != wire.ModeOpen || terms.DrainUntil != 0 || terms.RegisterBits > maxRegisterBits {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			list = append(list, offer{KnownMailbox{known.Addr, known.Net}, terms, m.clock.Now().Sub(begun)})
+			return nil
+		})
+	}
+	_ = g.Wait()
+	slices.SortStableFunc(list, func(a, b offer) int { return cmp.Compare(a.took, b.took) })
+	return list
+}
+
+// termsTimeout bounds the asking of a mailbox that may not be there any more.
+const termsTimeout = 10 * time.Second
 
 // maxRegisterBits is how much work a box may cost: seconds, not minutes.
 const maxRegisterBits = 24
@@ -228,16 +285,34 @@ func (m *Messenger) DropMailbox(ctx context.Context, which string) (Mailbox, err
 			tx.AfterCommit(func() { m.boxes.poke() })
 			return tx.DeleteBox(gone.ID)
 		}
-		gone.State, gone.Failing = BoxLeaving, m.clock.Now()
-		if err := tx.PutBox(gone); err != nil {
-			return err
-		}
-		return m.resignCard(tx)
+		gone, err = m.letGo(tx, gone)
+		return err
 	})
 	if err == nil {
 		err = m.tellAll()
 	}
 	return m.viewBox(gone), err
+}
+
+// letGo gives a box up. Its time as one that is left begins now.
+func (m *Messenger) letGo(tx *store.Tx, row store.Box) (store.Box, error) {
+	row.State, row.Failing = BoxLeaving, m.clock.Now()
+	tx.AfterCommit(m.boxes.poke)
+	if err := tx.PutBox(row); err != nil {
+		return row, err
+	}
+	return row, m.resignCard(tx)
+}
+
+// leaveBox gives up a box that we chose.
+func (m *Messenger) leaveBox(ctx context.Context, id [32]byte) error {
+	return m.update(ctx, func(tx *store.Tx) error {
+		row, err := tx.Box(id)
+		if err == nil {
+			_, err = m.letGo(tx, row)
+		}
+		return err
+	})
 }
 
 // findBox finds the box a person means: by the beginning of its id, or by its address.
@@ -472,11 +547,16 @@ func (m *Messenger) republish(ctx context.Context, s BoxStream) error {
 		}
 		return err
 	})
-	if err != nil || len(list) == 0 {
-		return err
+	for len(list) > 0 && err == nil {
+		n := min(len(list), recordsAtOnce)
+		err = s.Republish(ctx, list[:n])
+		list = list[n:]
 	}
-	return s.Republish(ctx, list)
+	return err
 }
+
+// recordsAtOnce is how many records of 8 KiB fit one request.
+const recordsAtOnce = 12
 
 // resignCard signs the card anew when our boxes changed; prekey and dates stay.
 func (m *Messenger) resignCard(tx *store.Tx) error {

@@ -76,6 +76,7 @@ type Limits struct {
 	Boxes         int           // mailboxes to have, chosen by the program if the person chose fewer; negative: choose none
 	Tokens        int           // deposits a contact may make before it is told more
 	Hedge         time.Duration // how long the direct way is tried before mailboxes are used, too
+	DeadAfter     time.Duration // how long a mailbox that the program chose may not answer before another takes its place
 	RenewBefore   time.Duration // how long before a mailbox's promise ends the entry is left there anew
 }
 
@@ -107,6 +108,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Tokens, 256)
 	set(&l.Hedge, time.Second)
 	set(&l.RenewBefore, 3*day)
+	set(&l.DeadAfter, 3*day)
 	return l
 }
 

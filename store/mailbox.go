@@ -22,6 +22,7 @@ type Box struct {
 	Quota   uint64    `cbor:"11,keyasint,omitempty"` // bytes
 	Used    uint64    `cbor:"12,keyasint,omitempty"`
 	Days    int       `cbor:"13,keyasint,omitempty"` // how long it keeps mail
+	Net     string    `cbor:"16,keyasint,omitempty"` // the part of the Internet the mailbox is in
 	Ready   bool      `cbor:"14,keyasint,omitempty"` // holds tokens of everybody who may leave mail: it may stand in the card
 }
 

@@ -23,7 +23,7 @@ type Mailboxes struct {
 
 	mu    sync.Mutex // guards what follows
 	boxes map[byte]*mailbox
-	known [][]byte
+	known []messenger.KnownMailbox
 }
 
 // mailbox is one of them.
@@ -50,7 +50,7 @@ func NewMailboxes(names ...byte) *Mailboxes {
 	n := &Mailboxes{Clock: clock.System{}, boxes: map[byte]*mailbox{}}
 	for _, name := range names {
 		n.boxes[name] = &mailbox{service: [32]byte{name}, boxes: map[wire.BoxID]*box{}, records: map[[32]byte][]byte{}}
-		n.known = append(n.known, []byte{name})
+		n.known = append(n.known, messenger.KnownMailbox{Addr: []byte{name}})
 	}
 	return n
 }
@@ -137,7 +137,7 @@ func (n *Mailboxes) ParseAddr(text string) ([]byte, [32]byte, error) {
 func (n *Mailboxes) FormatAddr(addr []byte) string { return addrPrefix + hex.EncodeToString(addr) }
 
 // Known lists all mailboxes.
-func (n *Mailboxes) Known() [][]byte { return n.known }
+func (n *Mailboxes) Known() []messenger.KnownMailbox { return n.known }
 
 // at finds a mailbox that answers. The lock is held.
 func (n *Mailboxes) at(addr []byte) (*mailbox, error) {
