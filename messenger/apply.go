@@ -94,7 +94,7 @@ func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 		if err := takeGrant(tx, c.Account, g); err != nil {
 			return err
 		}
-		tx.AfterCommit(func() { m.holder.kick(c.Account) })
+		tx.AfterCommit(func() { m.holdSoon(c.Account) })
 		break // one contact, one run of tokens
 	}
 	if len(content.Acks) > 0 {
@@ -127,7 +127,7 @@ func (m *Messenger) takeCard(tx *store.Tx, c *store.Contact, raw []byte) error {
 		return nil
 	}
 	c.Card = slices.Clone(raw)
-	tx.AfterCommit(func() { m.holder.kick(c.Account) }) // it may name other mailboxes
+	tx.AfterCommit(func() { m.holdSoon(c.Account) }) // it may name other mailboxes
 	return nil
 }
 

@@ -20,18 +20,19 @@ import (
 // What the recipient's device did not take soon is left at its mailboxes as well (PROTOCOL 17.4). It goes on beside the direct way, never
 // instead of it, and changes nothing there: an entry leaves the outbox when the recipient acknowledged it, whoever carried it.
 //
-//  1. the outbox kicks the recipient (kick); Hedge later its entries that still wait are looked at, at once if the recipient is away;
+//  1. the outbox kicks the recipient (kick); its entries that still wait are looked at Hedge later, at once if the recipient is away;
 //  2. those that a mailbox of the recipient does not keep yet, or not for long, are packed into envelopes (pack);
 //  3. each envelope is sealed afresh for each mailbox and left there for a token (leave);
 //  4. the signed receipts become the entries' custody, and their messages held (kept).
 
-// holder knows whose entries are to be looked at, and which mailboxes are to be left in peace for now.
+// holder knows when whose entries are to be looked at, and which mailboxes are to be left in peace for now.
 type holder struct {
-	mu     sync.Mutex // guards what follows
-	soon   map[identity.AccountID]bool
-	away   map[identity.AccountID]bool
-	pauses map[[32]byte]*boxPause
-	signal chan struct{}
+	mu      sync.Mutex // guards what follows
+	due     map[identity.AccountID]time.Time
+	working map[identity.AccountID]bool
+	away    map[identity.AccountID]bool
+	pauses  map[[32]byte]*boxPause
+	signal  chan struct{} // somebody is due earlier than before
 }
 
 // boxPause is how long a mailbox that failed is not asked.
@@ -42,41 +43,70 @@ type boxPause struct {
 }
 
 func newHolder() *holder {
-	return &holder{soon: map[identity.AccountID]bool{}, away: map[identity.AccountID]bool{}, pauses: map[[32]byte]*boxPause{}, signal: make(chan struct{}, 1)}
+	return &holder{due: map[identity.AccountID]time.Time{}, working: map[identity.AccountID]bool{}, away: map[identity.AccountID]bool{},
+		pauses: map[[32]byte]*boxPause{}, signal: make(chan struct{}, 1)}
 }
 
-// kick has a recipient's entries looked at.
-func (h *holder) kick(acct identity.AccountID) {
-	h.mu.Lock()
-	h.soon[acct] = true
-	h.mu.Unlock()
-	poke(h.signal)
-}
-
-// setAway notes whether the direct way works; when it stops working, what waits need wait no longer.
-func (h *holder) setAway(acct identity.AccountID, away bool) {
-	h.mu.Lock()
-	was := h.away[acct]
-	if away {
-		h.away[acct], h.soon[acct] = true, true
-	} else {
-		delete(h.away, acct)
-	}
-	h.mu.Unlock()
-	if away && !was {
+// lookAt has a recipient's entries looked at at that moment, or earlier. The lock is held.
+func (h *holder) lookAt(acct identity.AccountID, at time.Time) {
+	if due, ok := h.due[acct]; !ok || at.Before(due) {
+		h.due[acct] = at
 		poke(h.signal)
 	}
 }
 
-// take returns who is to be looked at, and who of them is away.
-func (h *holder) take() (list []identity.AccountID) {
+// kick has a recipient's entries looked at: after the hedge, or at once when the direct way is known not to work.
+func (h *holder) kick(acct identity.AccountID, now time.Time, hedge time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for acct := range h.soon {
-		list = append(list, acct)
+	if h.away[acct] {
+		hedge = 0
 	}
-	h.soon = map[identity.AccountID]bool{}
-	return list
+	h.lookAt(acct, now.Add(hedge))
+}
+
+// setAway notes whether the direct way works; when it stops working, what waits need wait no longer.
+func (h *holder) setAway(acct identity.AccountID, away bool, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !away {
+		delete(h.away, acct)
+	} else if !h.away[acct] {
+		h.away[acct] = true
+		h.lookAt(acct, now)
+	}
+}
+
+// take returns who is due and not being worked on, marked as worked on from now, and how long until the next of the others is due.
+func (h *holder) take(now time.Time) (list []identity.AccountID, next time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	next = tendEvery
+	for acct, at := range h.due {
+		switch wait := at.Sub(now); {
+		case h.working[acct]: // done looks again
+		case wait <= 0:
+			list = append(list, acct)
+			h.working[acct] = true
+			delete(h.due, acct)
+		default:
+			next = min(next, wait)
+		}
+	}
+	return list, next
+}
+
+// done ends the work on a recipient, which is to be looked at again after a pause, 0 for when kicked.
+func (h *holder) done(acct identity.AccountID, now time.Time, again time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.working, acct)
+	if again > 0 {
+		h.lookAt(acct, now.Add(again))
+	}
+	if _, ok := h.due[acct]; ok {
+		poke(h.signal)
+	}
 }
 
 func (h *holder) isAway(acct identity.AccountID) bool {
@@ -131,39 +161,23 @@ func (h *holder) note(box [32]byte, now time.Time, err error) {
 	p.until = now.Add(jitter(p.last))
 }
 
-// runHold looks at the recipients that were kicked, Hedge after the kick, and again when a mailbox may be asked again.
+// runHold looks at the recipients that are due, each in a goroutine of its own: a mailbox that is slow holds up nobody else's mail.
 func (m *Messenger) runHold(ctx context.Context, boxes Mailboxes) error {
-	again := tendEvery
+	g, ctx := errgroup.WithContext(ctx)
 	for {
-		if err := m.waitOr(ctx, again, m.holder.signal); err != nil {
-			return nil
-		}
-		if err := m.clock.Wait(ctx, m.limits.Hedge/4); err != nil { // kicks come in clusters
-			return nil
-		}
-		var g errgroup.Group
-		g.SetLimit(8)
-		var mu sync.Mutex // guards again
-		again = tendEvery
-		for _, acct := range m.holder.take() {
+		list, next := m.holder.take(m.clock.Now())
+		for _, acct := range list {
 			g.Go(func() error {
-				next, err := m.holdFor(ctx, boxes, acct)
-				if next > 0 {
-					m.holder.mu.Lock()
-					m.holder.soon[acct] = true
-					m.holder.mu.Unlock()
-					mu.Lock()
-					again = min(again, next)
-					mu.Unlock()
-				}
+				again, err := m.holdFor(ctx, boxes, acct)
 				if passing(err) {
-					return nil
+					again, err = depositRetryMax, nil
 				}
+				m.holder.done(acct, m.clock.Now(), again)
 				return err
 			})
 		}
-		if err := g.Wait(); err != nil {
-			return err
+		if err := m.waitOr(ctx, next, m.holder.signal); err != nil {
+			return g.Wait()
 		}
 	}
 }
@@ -243,6 +257,9 @@ func (m *Messenger) waitingFor(tx *store.Tx, h *holding, now time.Time) error {
 			switch {
 			case len(out.Item) == 0 || m.expired(out, now) || size >= batchBytes:
 			case !slices.ContainsFunc(h.boxes, func(b identity.Box) bool { return m.lacks(out, b.ID, now) }):
+				for _, c := range out.Custody { // until one of them is to be renewed
+					h.again(max(c.Until.Sub(now)-m.limits.RenewBefore, time.Minute))
+				}
 			case !m.holder.isAway(acct) && age >= 0 && age < m.limits.Hedge:
 				h.again(m.limits.Hedge - age)
 			default:

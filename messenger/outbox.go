@@ -39,7 +39,12 @@ func (o *outbox) kick(acct identity.AccountID, life bool) {
 // kick has somebody's queue worked on, by the direct way and by mailboxes.
 func (m *Messenger) kick(acct identity.AccountID) {
 	m.outbox.kick(acct, false)
-	m.holder.kick(acct)
+	m.holdSoon(acct)
+}
+
+// holdSoon has somebody's queue looked at by the mailboxes' side.
+func (m *Messenger) holdSoon(acct identity.AccountID) {
+	m.holder.kick(acct, m.clock.Now(), m.limits.Hedge)
 }
 
 // take returns who was woken since the last call.
@@ -57,7 +62,7 @@ func (m *Messenger) Up(inner [32]byte) {
 	claims := m.inner[inner]
 	m.mu.Unlock()
 	for _, acct := range claims {
-		m.holder.setAway(acct, false)
+		m.holder.setAway(acct, false, m.clock.Now())
 		m.outbox.kick(acct, true)
 	}
 }
@@ -145,7 +150,7 @@ func (m *Messenger) work(ctx context.Context, net Network, acct identity.Account
 		if res.progress {
 			pause = m.limits.RetryMin
 		}
-		m.holder.setAway(acct, !res.progress && !res.complete)
+		m.holder.setAway(acct, !res.progress && !res.complete, m.clock.Now())
 		if res.complete {
 			continue
 		}
