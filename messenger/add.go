@@ -52,6 +52,7 @@ func (m *Messenger) Add(ctx context.Context, req AddRequest) (AddResult, error) 
 		m.log.Debug("invite not followed yet", "err", err)
 	}
 	poke(m.adds)
+	m.outbox.kick(link.Account, true) // who follows a link again wants the hello that is under way to be tried now
 	c, err := m.contactOf(ctx, link.Account)
 	return AddResult{Contact: c, State: c.State}, err
 }

@@ -197,6 +197,28 @@ func TestSecondAddOfTheSameLinkChangesNothing(t *testing.T) {
 	})
 }
 
+func TestAnInviterWhoComesBackIsMetSoon(t *testing.T) {
+	for again, within := range map[bool]time.Duration{false: 15 * time.Second, true: time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			net := testnet.NewNet(1, testnet.Faults{})
+			alice, bob := newPerson(t, net, "alice"), newPerson(t, net, "bob")
+			link := alice.invite(messenger.InviteRequest{}).Link
+			net.Cut(alice.port, bob.port, true)
+			bob.add(link)
+			settle(5 * time.Minute)
+			net.Cut(alice.port, bob.port, false)
+			if again {
+				bob.add(link)
+			}
+			settle(within)
+			if c := bob.contact("alice"); c.State != messenger.ContactEstablished {
+				t.Errorf("again %v: after %v alice is %s", again, within, c.State)
+			}
+			check(t, alice, bob)
+		})
+	}
+}
+
 func TestHandshakeReplayedLaterIsNotTakenAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := testnet.NewNet(1, testnet.Faults{})

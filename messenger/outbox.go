@@ -154,17 +154,29 @@ func (m *Messenger) work(ctx context.Context, net Network, acct identity.Account
 		if res.complete {
 			continue
 		}
+		most := m.limits.RetryMax
+		if first := batch[0]; first.Hello && m.clock.Now().Sub(first.Created) < freshHello {
+			most = min(most, helloPause)
+		}
+		pause = min(pause, most)
 		life, err := m.rest(ctx, max(jitter(pause), res.after), wake)
 		if err != nil {
 			return nil
 		}
-		pause = min(2*pause, m.limits.RetryMax)
+		pause = min(2*pause, most)
 		if life {
 			pause = m.limits.RetryMin
 		}
 	}
 	return nil
 }
+
+// A fresh hello pauses no longer than helloPause: whoever was just invited waits for the answer, and an inviter who comes back cannot
+// know of it, so nothing but the next try finds them.
+const (
+	freshHello = 15 * time.Minute
+	helloPause = 10 * time.Second
+)
 
 // rest waits out a pause. A sign of life ends it at once; a new message ends it after RetryMin, so that someone who
 // types to an absent friend tries now and then, not with every line.
