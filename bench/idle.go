@@ -19,7 +19,7 @@ func idle(ctx context.Context, o options) (figure, error) {
 	if os.Geteuid() != 0 {
 		return figure{}, errors.New("needs root, to make network namespaces")
 	}
-	w, err := newWire(ctx)
+	w, err := newCable(ctx)
 	if err != nil {
 		return figure{}, err
 	}
@@ -86,12 +86,12 @@ const (
 	farAddr  = "10.213.7.2"
 )
 
-// wire is two network namespaces joined by a cable.
-type wire struct{ near, far string }
+// cable is two network namespaces joined by a cable.
+type cable struct{ near, far string }
 
-func newWire(ctx context.Context) (*wire, error) {
+func newCable(ctx context.Context) (*cable, error) {
 	id := strconv.Itoa(os.Getpid())
-	w := &wire{near: "sottonear" + id, far: "sottofar" + id}
+	w := &cable{near: "sottonear" + id, far: "sottofar" + id}
 	for _, line := range []string{
 		"netns add " + w.near, "netns add " + w.far,
 		"-n " + w.near + " link add cable type veth peer name cable netns " + w.far,
@@ -107,14 +107,14 @@ func newWire(ctx context.Context) (*wire, error) {
 	return w, nil
 }
 
-func (w *wire) close() {
+func (w *cable) close() {
 	for _, ns := range []string{w.near, w.far} {
 		_ = exec.Command("ip", "netns", "del", ns).Run()
 	}
 }
 
 // bootstrap runs a volunteer at the far end.
-func (w *wire) bootstrap(ctx context.Context) (addrs []string, stop func(), err error) {
+func (w *cable) bootstrap(ctx context.Context) (addrs []string, stop func(), err error) {
 	bin, err := program()
 	if err != nil {
 		return nil, nil, err
@@ -152,7 +152,7 @@ func (w *wire) bootstrap(ctx context.Context) (addrs []string, stop func(), err 
 }
 
 // pid finds the node's process behind the command that entered the namespace.
-func (w *wire) pid(h *home) (int, error) {
+func (w *cable) pid(h *home) (int, error) {
 	pid := h.up.Process.Pid // ip replaces itself by the command
 	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil || filepath.Base(exe) != "sotto" {
@@ -168,7 +168,7 @@ type sample struct {
 	bytes, packets      int64
 }
 
-func (w *wire) sample(pid int) (sample, error) {
+func (w *cable) sample(pid int) (sample, error) {
 	var s sample
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

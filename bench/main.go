@@ -42,6 +42,7 @@ var rows = []row{
 	{name: "latency", want: "p50 ≤ 1.5 × S (aim 1.0)", run: latency},
 	{name: "sustained", want: "≥ 0.2 × S's rate (aim 0.4)", run: sustained},
 	{name: "contact", want: "≤ 1 s (aim 10 × one connect)", run: firstContact},
+	{name: "mail", want: "p50 ≤ 5 × the direct path's", run: byMailbox},
 	{name: "send", want: "median ≤ 50 ms", run: sendProcess},
 	{name: "start", want: "≤ 0.7 s (aim 2.5 × a bare host)", run: coldStart},
 	{name: "binary", want: "≤ 45 MB", run: binarySize},

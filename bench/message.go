@@ -20,7 +20,7 @@ func latency(ctx context.Context, _ options) (figure, error) {
 		return figure{}, err
 	}
 	defer y.close()
-	f, err := newFriends(ctx)
+	f, err := newFriends(ctx, "")
 	if err != nil {
 		return figure{}, err
 	}
@@ -76,7 +76,7 @@ func sustained(ctx context.Context, o options) (figure, error) {
 	if err != nil {
 		return figure{}, err
 	}
-	f, err := newFriends(ctx)
+	f, err := newFriends(ctx, "")
 	if err != nil {
 		return figure{}, err
 	}
@@ -155,7 +155,7 @@ func firstContact(ctx context.Context, _ options) (figure, error) {
 	defer y.close()
 	var took []time.Duration
 	for range 5 {
-		f, err := newFriends(ctx)
+		f, err := newFriends(ctx, "")
 		if err != nil {
 			return figure{}, err
 		}

@@ -2,20 +2,24 @@ package main
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"sotto/daemon"
 	"sotto/identity"
+	"sotto/internal/clock"
 	"sotto/messenger"
 	"sotto/node"
 	"sotto/store"
+	"sotto/wire"
 )
 
 // listen keeps every host on loopback.
@@ -30,9 +34,32 @@ type person struct {
 	node  *node.Node
 	stop  context.CancelFunc
 	done  *errgroup.Group
+	deaf  atomic.Bool // reaches nobody's host: only mailboxes
 }
 
-func newPerson(ctx context.Context, name string, bootstrap []string) (*person, error) {
+// cuttable is a person's node, which can be cut off from everybody but volunteers.
+type cuttable struct {
+	*node.Node
+	p *person
+}
+
+// Send offers items unless the person is cut off.
+func (n cuttable) Send(ctx context.Context, to wire.Reach, items [][]byte, settled func(int, wire.Answer)) error {
+	if n.p.deaf.Load() {
+		return wire.ErrUnreachable
+	}
+	return n.Node.Send(ctx, to, items, settled)
+}
+
+// Knock hands an envelope over unless the person is cut off.
+func (n cuttable) Knock(ctx context.Context, at wire.Reach, invite [32]byte, envelope []byte) (wire.KnockAnswer, error) {
+	if n.p.deaf.Load() {
+		return wire.KnockAnswer{}, wire.ErrUnreachable
+	}
+	return n.Node.Knock(ctx, at, invite, envelope)
+}
+
+func newPerson(ctx context.Context, name string, bootstrap, mailboxes []string) (*person, error) {
 	dir, err := os.MkdirTemp("", "sotto-bench-")
 	if err != nil {
 		return nil, err
@@ -55,7 +82,7 @@ func newPerson(ctx context.Context, name string, bootstrap []string) (*person, e
 	if p.m, err = messenger.New(p.store, seed.Account(), messenger.Config{}); err != nil {
 		return nil, err
 	}
-	p.node, err = node.New(node.Config{NodeKey: p.m.NodeKey(), Bootstrap: bootstrap, Listen: listen, AllowPrivate: true, NoPortMap: true},
+	p.node, err = node.New(node.Config{NodeKey: p.m.NodeKey(), Bootstrap: bootstrap, Relays: mailboxes, Listen: listen, AllowPrivate: true, NoPortMap: true},
 		node.Handlers{Offer: p.m.Offer, Envelope: p.m.Envelope, Bundle: p.m.Bundle, Up: p.m.Up, Moved: p.m.Moved, Online: p.m.Moved})
 	if err != nil {
 		return nil, err
@@ -64,7 +91,13 @@ func newPerson(ctx context.Context, name string, bootstrap []string) (*person, e
 	p.done, ctx = errgroup.WithContext(ctx)
 	p.done.Go(func() error { return p.store.Run(ctx) })
 	p.done.Go(func() error { return p.node.Run(ctx) })
-	p.done.Go(func() error { return p.m.Run(ctx, p.node, nil) })
+	var boxes messenger.Mailboxes
+	if len(mailboxes) > 0 {
+		port := daemon.NewMailboxes(p.node, "", clock.System{})
+		boxes = port
+		p.done.Go(func() error { <-ctx.Done(); return port.Close() })
+	}
+	p.done.Go(func() error { return p.m.Run(ctx, cuttable{p.node, p}, boxes) })
 	return p, nil
 }
 
@@ -99,22 +132,26 @@ func (p *person) until(ctx context.Context, after uint64, fits func(messenger.Ev
 	}
 }
 
-// startVolunteer runs a bootstrap node and returns its addresses and how to stop it.
-func startVolunteer(ctx context.Context) (addrs []string, stop func(), err error) {
-	keys := make([]ed25519.PrivateKey, 2)
-	for i := range keys {
-		if _, keys[i], err = ed25519.GenerateKey(rand.Reader); err != nil {
-			return nil, nil, err
-		}
-	}
-	v, err := node.NewVolunteer(node.VolunteerConfig{ServiceKey: keys[0], DHTKey: keys[1], ServicePort: -1, DHTPort: -1, Listen: listen, AllowPrivate: true})
-	if err != nil {
-		return nil, nil, err
-	}
+// startVolunteer runs a bootstrap node, with a mailbox if it is given a directory, and returns its addresses and how to stop it.
+func startVolunteer(ctx context.Context, dir string) (bootstrap, mailboxes []string, stop func(), err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- v.Run(ctx) }()
-	return v.Addrs(), func() { cancel(); <-done }, nil
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- daemon.RunVolunteer(ctx, dir, clock.System{}, slog.New(slog.DiscardHandler), func(b, m []string) {
+			bootstrap, mailboxes = b, m
+			close(ready)
+		})
+	}()
+	select {
+	case <-ready:
+	case err := <-done:
+		cancel()
+		return nil, nil, nil, err
+	}
+	if dir == "" {
+		mailboxes = nil
+	}
+	return bootstrap, mailboxes, func() { cancel(); <-done }, nil
 }
 
 // friends are two people who have met through a volunteer's DHT.
@@ -123,16 +160,16 @@ type friends struct {
 	volunteer  func()
 }
 
-func newFriends(ctx context.Context) (*friends, error) {
-	addrs, stop, err := startVolunteer(ctx)
+func newFriends(ctx context.Context, mail string) (*friends, error) {
+	addrs, mailboxes, stop, err := startVolunteer(ctx, mail)
 	if err != nil {
 		return nil, err
 	}
 	f := &friends{volunteer: stop}
-	if f.alice, err = newPerson(ctx, "alice", addrs); err != nil {
+	if f.alice, err = newPerson(ctx, "alice", addrs, mailboxes); err != nil {
 		return nil, err
 	}
-	if f.bob, err = newPerson(ctx, "bob", addrs); err != nil {
+	if f.bob, err = newPerson(ctx, "bob", addrs, mailboxes); err != nil {
 		return nil, err
 	}
 	return f, nil

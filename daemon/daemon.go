@@ -193,8 +193,8 @@ func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *iden
 	g.Go(func() error { return st.Run(ctx) })
 	if n != nil {
 		g.Go(func() error { return n.Run(ctx) })
-		boxes := newMailboxes(n, cfg, opt)
-		g.Go(func() error { return errors.Join(m.Run(ctx, n, boxes), boxes.client.Close()) })
+		boxes := NewMailboxes(n, cfg.Network.Name, opt.Clock)
+		g.Go(func() error { return errors.Join(m.Run(ctx, n, boxes), boxes.Close()) })
 		g.Go(func() error {
 			return away.watch(ctx, opt.Clock, opt.Log, func() bool { return n.Status().Online }, func() bool {
 				st := n.Status()

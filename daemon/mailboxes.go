@@ -10,24 +10,29 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 
+	"sotto/internal/clock"
 	"sotto/mailbox"
 	"sotto/messenger"
 	"sotto/node"
 	"sotto/wire"
 )
 
-// mailboxes is the messenger's port to volunteers' mailboxes, over the node's front host.
-type mailboxes struct {
+// Mailboxes is the messenger's port to volunteers' mailboxes, over the node's front host.
+type Mailboxes struct {
 	node   *node.Node
 	client *mailbox.Client
 }
 
-func newMailboxes(n *node.Node, cfg Config, opt Options) mailboxes {
-	return mailboxes{n, mailbox.NewClient(n.Front(), cfg.Network.Name, mailbox.ClientConfig{Clock: opt.Clock, Dialable: n.Dialable})}
+// NewMailboxes makes the port for a node of that network; "" is the public one.
+func NewMailboxes(n *node.Node, network string, c clock.Clock) Mailboxes {
+	return Mailboxes{n, mailbox.NewClient(n.Front(), network, mailbox.ClientConfig{Clock: c, Dialable: n.Dialable})}
 }
 
+// Close ends all streams to mailboxes.
+func (b Mailboxes) Close() error { return b.client.Close() }
+
 // ParseAddr reads a multiaddr that ends in a peer id.
-func (b mailboxes) ParseAddr(text string) ([]byte, [32]byte, error) {
+func (b Mailboxes) ParseAddr(text string) ([]byte, [32]byte, error) {
 	a, err := ma.NewMultiaddr(text)
 	if err != nil {
 		return nil, [32]byte{}, fmt.Errorf("%q is no address: %w", text, err)
@@ -40,7 +45,7 @@ func (b mailboxes) ParseAddr(text string) ([]byte, [32]byte, error) {
 }
 
 // FormatAddr is the text of a binary multiaddr, "" of something else.
-func (b mailboxes) FormatAddr(addr []byte) string {
+func (b Mailboxes) FormatAddr(addr []byte) string {
 	a, err := ma.NewMultiaddrBytes(addr)
 	if err != nil {
 		return ""
@@ -49,17 +54,17 @@ func (b mailboxes) FormatAddr(addr []byte) string {
 }
 
 // Terms asks a mailbox what it promises.
-func (b mailboxes) Terms(ctx context.Context, addr []byte) (wire.Terms, error) {
+func (b Mailboxes) Terms(ctx context.Context, addr []byte) (wire.Terms, error) {
 	return b.client.Terms(ctx, b.FormatAddr(addr))
 }
 
 // Deposit leaves an envelope.
-func (b mailboxes) Deposit(ctx context.Context, addr []byte, d wire.Deposit) (wire.Custody, error) {
+func (b Mailboxes) Deposit(ctx context.Context, addr []byte, d wire.Deposit) (wire.Custody, error) {
 	return b.client.Deposit(ctx, b.FormatAddr(addr), d)
 }
 
 // Open opens a box of ours.
-func (b mailboxes) Open(ctx context.Context, addr []byte, key ed25519.PrivateKey) (messenger.BoxStream, error) {
+func (b Mailboxes) Open(ctx context.Context, addr []byte, key ed25519.PrivateKey) (messenger.BoxStream, error) {
 	box, err := b.client.Open(ctx, b.FormatAddr(addr), key)
 	if err != nil {
 		return nil, err
@@ -68,7 +73,7 @@ func (b mailboxes) Open(ctx context.Context, addr []byte, key ed25519.PrivateKey
 }
 
 // Known lists the volunteers that the node knows.
-func (b mailboxes) Known() []messenger.KnownMailbox {
+func (b Mailboxes) Known() []messenger.KnownMailbox {
 	var out []messenger.KnownMailbox
 	for _, text := range b.node.Mailboxes() {
 		if a, err := ma.NewMultiaddr(text); err == nil {
