@@ -18,7 +18,7 @@ func (a *app) mailboxesCommand() *cobra.Command {
 		Example: "sotto mailboxes add /ip4/203.0.113.7/udp/4001/quic-v1/p2p/12D3Koo…"}
 	voucher := add.Flags().String("voucher", "", "what the mailbox's operator gave you, if it asks for one")
 	add.RunE = a.run(func(cmd *cobra.Command, args []string) error {
-		return a.mailbox(cmd, needRunning, "mailbox.add", control.MailboxParams{Addr: args[0], Voucher: *voucher}, func(m control.Mailbox) {
+		return a.mailbox(cmd, needRunning, "mailbox.add", control.MailboxParams{Addr: args[0], Voucher: *voucher}, func(_ io.Writer, m control.Mailbox) {
 			a.say("%s is being asked. Your contacts are told once it has agreed: sotto mailboxes list", m.ID)
 		})
 	})
@@ -27,12 +27,12 @@ func (a *app) mailboxesCommand() *cobra.Command {
 		add,
 		&cobra.Command{Use: "drop ID", Short: "Have no more mail left there; what waits there is still taken", Args: exactly("ID"),
 			RunE: a.run(func(cmd *cobra.Command, args []string) error {
-				return a.mailbox(cmd, needStore, "mailbox.drop", control.IDParams{ID: args[0]}, func(m control.Mailbox) { a.say("dropped %s", m.ID) })
+				return a.mailbox(cmd, needStore, "mailbox.drop", control.IDParams{ID: args[0]}, func(_ io.Writer, m control.Mailbox) { a.say("dropped %s", m.ID) })
 			})},
 		&cobra.Command{Use: "test ID", Short: "Ask a mailbox how your box there stands", Args: exactly("ID"),
 			RunE: a.run(func(cmd *cobra.Command, args []string) error {
-				return a.mailbox(cmd, needRunning, "mailbox.test", control.IDParams{ID: args[0]}, func(m control.Mailbox) {
-					a.say("%s answers in %.1f ms: %s of %s used, mail is kept %d days", m.ID, m.RTT, size(m.Used), size(m.Quota), m.Days)
+				return a.mailbox(cmd, needRunning, "mailbox.test", control.IDParams{ID: args[0]}, func(w io.Writer, m control.Mailbox) {
+					_, _ = fmt.Fprintf(w, "%s answers in %.1f ms: %s of %s used, mail is kept %d days\n", m.ID, m.RTT, size(m.Used), size(m.Quota), m.Days)
 				})
 			})},
 	)
@@ -40,13 +40,13 @@ func (a *app) mailboxesCommand() *cobra.Command {
 }
 
 // mailbox makes one call about one mailbox and tells what came of it.
-func (a *app) mailbox(cmd *cobra.Command, need need, method string, params any, say func(control.Mailbox)) error {
+func (a *app) mailbox(cmd *cobra.Command, need need, method string, params any, say func(io.Writer, control.Mailbox)) error {
 	return a.with(cmd.Context(), need, func(l *link) error {
 		m, err := control.Call[control.Mailbox](cmd.Context(), l.Client, method, params)
 		if err != nil {
 			return err
 		}
-		return a.result(m, func(io.Writer) { say(m) })
+		return a.result(m, func(w io.Writer) { say(w, m) })
 	})
 }
 

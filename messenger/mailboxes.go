@@ -66,8 +66,9 @@ const (
 
 // How boxes are looked after.
 const (
-	tendEvery   = time.Hour        // standing, tokens, records
-	waitFor     = 10 * time.Minute // a WAIT that brings nothing
+	tendEvery   = time.Hour              // standing, tokens, records
+	waitFor     = 10 * time.Minute       // a WAIT that brings nothing
+	searchMin   = 250 * time.Millisecond // until volunteers are looked for again, doubled up to boxRetryMax
 	boxRetryMin = 2 * time.Second
 	boxRetryMax = 5 * time.Minute
 	askTimeout  = 30 * time.Second
@@ -79,7 +80,7 @@ func (m *Messenger) runBoxes(ctx context.Context, boxes Mailboxes) error {
 	running := map[[32]byte]context.CancelFunc{}
 	changed := m.boxes.watch()
 	defer m.boxes.unwatch(changed)
-	pause := boxRetryMin
+	pause := searchMin
 	for {
 		missing, err := m.chooseBoxes(ctx, boxes)
 		if err != nil && !passing(err) {
@@ -107,7 +108,7 @@ func (m *Messenger) runBoxes(ctx context.Context, boxes Mailboxes) error {
 		if missing > 0 { // volunteers may become known any moment
 			next, pause = jitter(pause), min(2*pause, boxRetryMax)
 		} else {
-			pause = boxRetryMin
+			pause = searchMin
 		}
 		if err := m.waitOr(ctx, next, changed); err != nil {
 			return g.Wait()
