@@ -260,9 +260,9 @@ func (g *gate) pageDone(from []netip.Prefix) {
 	}
 }
 
-// load watches how long commits take, and how many deposits wait for one. Slow commits alone turn nobody away: a slow disk that keeps
+// pressure watches how long commits take, and how many deposits wait for one. Slow commits alone turn nobody away: a slow disk that keeps
 // up is slow, not overloaded. They lower how many may wait.
-type load struct {
+type pressure struct {
 	limits ServerLimits
 
 	mu      sync.Mutex // guards what follows
@@ -280,7 +280,7 @@ type sample struct {
 const recently = 10 * time.Second
 
 // begin takes a place for a deposit; strangers have a quarter of the places.
-func (l *load) begin(stranger bool, now time.Time) bool {
+func (l *pressure) begin(stranger bool, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	most := l.limits.Deposits
@@ -298,7 +298,7 @@ func (l *load) begin(stranger bool, now time.Time) bool {
 }
 
 // end gives the place back; took is 0 for a deposit that committed nothing.
-func (l *load) end(took time.Duration, now time.Time) {
+func (l *pressure) end(took time.Duration, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiting--
@@ -309,14 +309,14 @@ func (l *load) end(took time.Duration, now time.Time) {
 }
 
 // overloaded reports whether new boxes must wait: commits are slow, or most of the places are taken.
-func (l *load) overloaded(now time.Time) bool {
+func (l *pressure) overloaded(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.waiting >= max(1, l.limits.Deposits*3/4) || l.slow(now) && l.waiting >= max(1, l.limits.SlowDeposits/2)
 }
 
 // slow reports whether more than one in a hundred of the recent commits took longer than they may. Called with mu held.
-func (l *load) slow(now time.Time) bool {
+func (l *pressure) slow(now time.Time) bool {
 	over, of := 0, 0
 	for _, s := range l.recent {
 		if s.took > 0 && now.Sub(s.at).Abs() < recently {

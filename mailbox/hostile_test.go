@@ -282,7 +282,7 @@ func TestAnOverloadedMailboxTurnsDepositsAwayAndServesOwners(t *testing.T) {
 
 func TestSlowCommitsLowerHowManyMayWaitUntilTheyAreFastAgain(t *testing.T) {
 	now := time.Unix(1_795_000_000, 0)
-	l := &load{limits: ServerLimits{Deposits: 100, SlowDeposits: 10}.withDefaults()}
+	l := &pressure{limits: ServerLimits{Deposits: 100, SlowDeposits: 10}.withDefaults()}
 	fill := func() (n int) {
 		for l.begin(false, now) {
 			n++

@@ -28,6 +28,7 @@ type liar struct {
 // lie answers each request with the frames that say returns; nil ends the stream.
 func lie(t *testing.T, say func(l *liar, q wire.MailboxRequest) [][]byte) *liar {
 	t.Helper()
+	nothingLeft(t)
 	l := &liar{t: t, key: newKey(t)}
 	l.Host, l.self = newHost(t, l.key), ownerKey(l.key)
 	l.addr = addrOf(l.Host)

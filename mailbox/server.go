@@ -69,7 +69,7 @@ type Server struct {
 	clock  clock.Clock
 	log    *slog.Logger
 	gate   *gate
-	load   *load
+	load   *pressure
 	counts counters
 	pages  chan struct{} // a slot for each large page being written
 	wg     sync.WaitGroup
@@ -109,7 +109,7 @@ func NewServer(q *Queue, h host.Host, networkName string, cfg ServerConfig) (*Se
 		queue: q, h: h, proto: protocolOf(networkName), cfg: cfg, limits: cfg.Limits.withDefaults(), clock: cfg.Clock, log: cfg.Log,
 		conns: map[string][]*talk{}, waits: map[wire.BoxID][]*talk{},
 	}
-	s.gate, s.load, s.pages = newGate(s.limits), &load{limits: s.limits}, make(chan struct{}, s.limits.Pages)
+	s.gate, s.load, s.pages = newGate(s.limits), &pressure{limits: s.limits}, make(chan struct{}, s.limits.Pages)
 	copy(s.key[:], cfg.Key.Public().(ed25519.PublicKey))
 	if own, ok := keyOf(h.ID()); !ok || own != s.key {
 		return nil, errors.New("mailbox server: the service key is not the host's")

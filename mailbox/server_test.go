@@ -10,14 +10,9 @@ import (
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
-	"go.uber.org/goleak"
 
 	"sotto/wire"
 )
-
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
-}
 
 func TestAnEnvelopeGoesFromItsSenderToTheOwnerOnceAndIsGoneAfterTheAck(t *testing.T) {
 	w := start(t, nil)

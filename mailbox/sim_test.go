@@ -2,6 +2,7 @@ package mailbox
 
 import (
 	"context"
+	"crypto/rand"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -109,7 +110,8 @@ func (w *simWorld) pass(d time.Duration) { _ = clock.System{}.Wait(context.Backg
 
 func (w *simWorld) token(b *Box) [16]byte {
 	w.t.Helper()
-	token := [16]byte{byte(time.Now().UnixNano()), 1}
+	var token [16]byte
+	_, _ = rand.Read(token[:])
 	if _, err := b.Pool(context.Background(), [][16]byte{wire.PoolHash(token)}, nil); err != nil {
 		w.t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"go.uber.org/goleak"
 
 	"sotto/internal/canon"
 	"sotto/wire"
@@ -93,6 +95,7 @@ func newHost(t *testing.T, key ed25519.PrivateKey) host.Host {
 // start runs a mailbox until the test ends.
 func start(t *testing.T, change func(*ServerConfig, *slowQueue)) *world {
 	t.Helper()
+	nothingLeft(t)
 	w := &world{t: t, key: newKey(t)}
 	w.q = openTestQueue(t)
 	w.slow = &slowQueue{Queue: w.q}
@@ -109,6 +112,20 @@ func start(t *testing.T, change func(*ServerConfig, *slowQueue)) *world {
 	w.addr = addrOf(w.host)
 	run(t, w.srv.Run)
 	return w
+}
+
+// watched are the tests that nothingLeft watches: a second mailbox of a test would find the first one's goroutines.
+var watched sync.Map
+
+// nothingLeft fails the test when goroutines that it began outlast it.
+func nothingLeft(t *testing.T) {
+	if _, already := watched.LoadOrStore(t, true); already {
+		return
+	}
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		goleak.VerifyNone(t, before, goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon"))
+	})
 }
 
 // run runs a loop until the test ends.
