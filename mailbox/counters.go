@@ -34,6 +34,7 @@ const (
 	refusedProof         = "deposit: stranger without work"
 	refusedLoad          = "load: too much to do"
 	refusedFull          = "load: no room"
+	refusedFailed        = "failed: the queue could not serve"
 	refusedPut           = "records: could not be put"
 )
 

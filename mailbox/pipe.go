@@ -27,8 +27,7 @@ type pipe struct {
 	bytes   int        // of frames from ask to answer
 	open    int        // requests from ask to answer
 	freed   chan struct{}
-	since   time.Time // when the oldest waiting one became the next to be answered
-	used    bool      // something was answered
+	used    bool // something was answered
 	err     error
 }
 

@@ -79,6 +79,7 @@ type Server struct {
 	conns   map[string][]*talk // by connection, oldest stream first
 	waits   map[wire.BoxID][]*talk
 	lent    int // of SharedBytes
+	warned  time.Time
 	terms   []byte
 	signed  wire.Terms // what terms are made of
 }
@@ -322,13 +323,30 @@ func (s *Server) failed(op wire.Op, err error) wire.MailboxAnswer {
 		return s.busy(refusedFull, fullPause)
 	case wire.CodeLater:
 		if !errors.Is(err, wire.ErrLater) && !errors.Is(err, context.Canceled) {
-			s.log.Warn("mailbox cannot serve", "op", op.String(), "err", err)
+			s.warn(op, err)
 		}
 		return wire.MailboxAnswer{Code: code, RetryAfter: seconds(laterPause)}
 	}
 	s.counts.add(op.String() + ": " + code.String())
 	return wire.MailboxAnswer{Code: code}
 }
+
+// warn tells the operator of a failure of ours, seldom enough that nobody fills a disk with asking.
+func (s *Server) warn(op wire.Op, err error) {
+	s.counts.add(refusedFailed)
+	now := s.clock.Now()
+	s.mu.Lock()
+	seldom := now.Sub(s.warned).Abs() >= warnPause
+	if seldom {
+		s.warned = now
+	}
+	s.mu.Unlock()
+	if seldom {
+		s.log.Warn("mailbox cannot serve", "op", op.String(), "err", err)
+	}
+}
+
+const warnPause = time.Minute
 
 // How long those wait who are told to come back: to a mailbox that is full, and to one that failed.
 const (
