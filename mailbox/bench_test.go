@@ -3,10 +3,14 @@ package mailbox
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
 	"net/netip"
 	"os"
-	"runtime"
+	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -135,4 +139,125 @@ func BenchmarkFetch(b *testing.B) {
 	b.SetBytes(wire.MaxPageBytes)
 }
 
-var _ = runtime.GC
+// BenchmarkOpenMillion opens a queue with a million envelopes in ten thousand boxes after a kill, in a process of its own, under
+// the GOMEMLIMIT of the environment, and says how much memory not mapped from files that process took, once it serves and once it also
+// took deposits and handed out mail.
+func BenchmarkOpenMillion(b *testing.B) {
+	dir := b.TempDir() + "/queue"
+	writeMillion(b, dir)
+	b.ResetTimer()
+	for range b.N {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "MAILBOX_TEST_CHILD=million", "MAILBOX_TEST_DIR="+dir)
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		if err != nil {
+			b.Fatal(err)
+		}
+		var seconds, served, busy, rate, p50 float64
+		if _, err := fmt.Sscan(string(out), &seconds, &served, &busy, &rate, &p50); err != nil {
+			b.Fatal(string(out), err)
+		}
+		b.ReportMetric(seconds, "s-to-serve")
+		b.ReportMetric(served, "MiB-served")
+		b.ReportMetric(busy, "MiB-busy")
+		b.ReportMetric(rate, "deposits/s")
+		b.ReportMetric(p50, "commit-p50-ms")
+	}
+}
+
+// writeMillion makes the small rows of a million envelopes, and tokens; the envelopes themselves no start reads.
+func writeMillion(b *testing.B, dir string) {
+	const boxes, each = 10_000, 100
+	q, err := OpenQueue(QueueConfig{Dir: dir, Limits: Limits{Reserve: -1}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	day := uint16(wire.HeldUntil(time.Now().Unix(), 30) / daySeconds)
+	w := q.db.NewWriteBatch()
+	set := func(k, v []byte) {
+		if err := w.Set(k, v); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for n := range boxes {
+		id := boxID(n)
+		for i := range each {
+			row := indexRow{Lot: uint16(n * each / 8192), Hash: sha(id[:])}
+			set(indexKey(day, id, uint64(i+1)), row.marshal())
+		}
+		for i := range 64 {
+			set(tokenKey(id, wire.PoolHash(token(64*n+i))), tokenRow{}.marshal())
+		}
+		row := boxRow{Flags: flagVouched, Bytes: 64 << 20, Count: 4096, Next: each + 1, Waiting: each, Stored: each * small, Unspent: 64, Created: time.Now().Unix()}
+		set(boxKey(rowBox, id), row.marshal())
+	}
+	for l := range boxes*each/8192 + 1 {
+		set(lotPrefix(rowLot, day, uint16(l)), be.AppendUint64(nil, 64<<20))
+	}
+	set(dayPrefix(rowDay, day), dayRow{Wall: time.Now().Unix()}.marshal())
+	set([]byte{rowState}, stateRow{Commit: 1, Boxes: boxes, Waiting: boxes * each, Stored: boxes * each * small, Wall: time.Now().Unix()}.marshal())
+	if err := errors.Join(w.Flush(), q.db.close(1, false)); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// million is the process that BenchmarkOpenMillion measures.
+func million(dir string, out io.Writer) error {
+	began := time.Now()
+	q, err := OpenQueue(QueueConfig{Dir: dir, Limits: Limits{Reserve: -1, Ceiling: 100 << 30}})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- q.Run(ctx) }()
+	if _, _, err := q.Deposit(ctx, wire.Deposit{Box: boxID(0), Token: token(0), Envelope: envelope(0, small)}, netip.Prefix{}); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, time.Since(began).Seconds(), anonymous())
+	began = time.Now()
+	var wg sync.WaitGroup
+	most := make(chan float64, 64)
+	for w := range 64 {
+		wg.Go(func() {
+			for i := range 200 {
+				n := 64*(1+w*100+i/50) + i%50
+				d := wire.Deposit{Box: boxID(n / 64), Token: token(n), Envelope: envelope(n, small)}
+				if _, _, err := q.Deposit(ctx, d, netip.Prefix{}); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
+				if _, err := q.Fetch(boxID(n/64), uint64(100+i%50), 0); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+				}
+			}
+			most <- anonymous()
+		})
+	}
+	wg.Wait()
+	close(most)
+	peak := 0.0
+	for m := range most {
+		peak = max(peak, m)
+	}
+	st := q.Stats()
+	fmt.Fprintln(out, peak, 12_800/time.Since(began).Seconds(), st.CommitP50.Seconds()*1000)
+	if st.Damaged > 0 || st.Unaccounted != 0 || st.Waiting != 1_012_801 {
+		return fmt.Errorf("%+v", st)
+	}
+	cancel()
+	return errors.Join(<-done, q.Close())
+}
+
+// anonymous is how many MiB of this process are not mapped from files.
+func anonymous() float64 {
+	b, _ := os.ReadFile("/proc/self/status")
+	for line := range strings.Lines(string(b)) {
+		var kib float64
+		if _, err := fmt.Sscanf(line, "RssAnon: %f kB", &kib); err == nil {
+			return kib / 1024
+		}
+	}
+	return -1
+}

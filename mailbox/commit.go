@@ -24,8 +24,8 @@ import (
 //  5. mail appears, watchers are told, callers are answered.
 
 const (
-	batchBytes = 2_000_000 // the engine takes 2 516 582 of one transaction
-	batchRows  = 12_000    // and 24 000
+	batchBytes = 1_000_000 // the engine takes 1 258 291 of one transaction
+	batchRows  = 8000      // and 13 100
 	opBytes    = 600       // rows of an envelope beside itself
 	opRows     = 10
 )

@@ -38,6 +38,8 @@ func TestMain(m *testing.M) {
 		err = steps(dir, fault.New(os.Getenv("MAILBOX_TEST_POINT"), number("PASS")), os.Stdout)
 	case "load":
 		err = load(dir, number("ROUND"), os.Stdout)
+	case "million":
+		err = million(dir, os.Stdout)
 	case "open":
 		_, err = OpenQueue(QueueConfig{Dir: dir, Limits: Limits{Reserve: -1}})
 		fmt.Println(err)

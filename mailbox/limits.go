@@ -46,7 +46,7 @@ func either[T comparable](v, otherwise T) T {
 }
 
 // mostCount is how many envelopes of a box one transaction can remove.
-const mostCount = 16_384
+const mostCount = 8192
 
 // check refuses what cannot be meant.
 func (l Limits) check() error {

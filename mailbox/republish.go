@@ -26,6 +26,9 @@ func (q *Queue) Republish(ctx context.Context, id wire.BoxID, list []wire.Republ
 		}
 		size += len(r.Record) + opBytes
 	}
+	if size > batchBytes {
+		return 0, fmt.Errorf("mailbox: republish: %d bytes at once: %w", size, wire.ErrTooLarge)
+	}
 	n := 0
 	err = q.writeUntil(ctx, &op{bytes: size, rows: len(list)*5 + opRows, grows: true, do: func(b *batch) error {
 		box, err := q.box(id)

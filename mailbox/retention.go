@@ -26,7 +26,7 @@ const (
 	sweepAtOnce   = 2000           // rows
 	boxesAtOnce   = 4000           // rows of boxes written by one op
 	removeAtOnce  = 100            // boxes removed in a minute
-	moveAtOnce    = 1 << 20        // bytes of envelopes moved by one op
+	moveAtOnce    = 512 << 10      // bytes of envelopes moved by one op
 	sparsePercent = 25             // of a lot that is alive: less is moved, so that the lot can go
 )
 
