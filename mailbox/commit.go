@@ -324,6 +324,9 @@ func getRow(txn *badger.Txn, k []byte) ([]byte, error) {
 // runBatch decides, commits and answers.
 func (q *Queue) runBatch(ops []*op) {
 	began := q.cfg.Uptime()
+	q.mu.Lock()
+	q.figures.working, q.figures.since = true, began
+	q.mu.Unlock()
 	if err := q.runOps(ops); err != nil {
 		for _, o := range ops {
 			if o.err == nil {
@@ -332,6 +335,7 @@ func (q *Queue) runBatch(ops []*op) {
 		}
 	}
 	q.mu.Lock()
+	q.figures.working = false
 	q.figures.latency[q.figures.commits%uint64(len(q.figures.latency))] = q.cfg.Uptime() - began
 	q.figures.commits++
 	q.figures.largest = max(q.figures.largest, uint64(len(ops)))

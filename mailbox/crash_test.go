@@ -199,25 +199,30 @@ func load(dir string, round int, out io.Writer) error {
 
 func loadWriter(q *Queue, h *hands, name int, next *atomic.Int64, clocks chan struct{}, out io.Writer) error {
 	for {
-		var add [][16]byte
-		first := int(next.Add(32)) - 32
-		for i := range 32 {
+		var add, left [][16]byte
+		first := int(next.Add(8)) - 8
+		for i := range 8 {
 			add = append(add, wire.PoolHash(token(first+i)))
 		}
 		if _, err := q.Pool(boxID(name), add, nil); err != nil {
 			return err
 		}
-		for i := range 32 {
+		for i := range 8 {
 			// The day is taken before: if the clock moves meanwhile the promise is a longer one.
 			until := wire.HeldUntil(h.Now().Unix(), 1) / daySeconds
 			d := wire.Deposit{Box: boxID(name), Token: token(first + i), Envelope: envelope(first+i, small)}
 			if _, _, err := q.Deposit(context.Background(), d, netip.Prefix{}); err != nil && !errors.Is(err, wire.ErrRefused) { // full until its owner comes
 				return err
-			} else if err == nil {
+			} else if err != nil {
+				left = append(left, add[i])
+			} else {
 				fmt.Fprintln(out, "put", name, first+i, until)
 			}
 		}
-		if first/32%16 == 0 {
+		if _, err := q.Pool(boxID(name), nil, left); err != nil {
+			return err
+		}
+		if first/8%64 == 0 {
 			select {
 			case clocks <- struct{}{}:
 			default:

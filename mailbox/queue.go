@@ -170,6 +170,8 @@ type figures struct {
 	latency                           [256]time.Duration // of the newest commits
 	slow                              time.Duration      // what the slowest of them took, while there are enough; fades
 	full                              bool
+	working                           bool          // a batch is being committed
+	since                             time.Duration // Uptime when it began
 }
 
 // OpenQueue opens the queue of a directory, or makes one, and reads all it needs to serve. What is damaged so that nothing can be
@@ -300,7 +302,8 @@ type QueueStats struct {
 	LargestCommit uint64 // requests
 	CommitP50     time.Duration
 	CommitP99     time.Duration
-	Pending       int // requests that wait for their commit
+	Pending       int           // requests that wait for their commit
+	Stuck         time.Duration // how long the commit under way has taken
 	Free          int64
 	Full          bool // deposits are refused for want of disk
 	Paused        string
@@ -331,6 +334,9 @@ func (q *Queue) Stats() QueueStats {
 		Refused: map[string]uint64{}, Commits: q.figures.commits, LargestCommit: q.figures.largest, Pending: pending,
 		Free: free, Full: q.figures.full, Paused: pauses[q.state.Paused], Refusing: q.state.Refusing,
 		Damaged: q.damaged, Damage: slices.Clone(q.damage), Failed: q.failed,
+	}
+	if q.figures.working {
+		s.Stuck = q.cfg.Uptime() - q.figures.since
 	}
 	for why, n := range q.figures.refused {
 		s.Refused[why] = n

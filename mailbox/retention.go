@@ -19,6 +19,7 @@ const (
 	ticksDays  = 12  // days and boxes whose time is over
 	ticksMark  = 120 // the time mark of a queue that writes nothing else: ten minutes
 
+	stuckAfter    = 10 * time.Second
 	backAtMost    = time.Minute    // that a clock may be set back
 	aheadAtMost   = 24 * time.Hour // and ahead
 	dropEvery     = 3600           // seconds between two days that go
@@ -108,8 +109,12 @@ func (q *Queue) lookAtClock() error {
 	moved := now.Sub(q.tick.wall) - (up - q.tick.up)
 	q.tick.wall, q.tick.up = now, up
 	paused := q.state.Paused
+	stuck := q.figures.working && up-q.figures.since > stuckAfter
 	q.figures.slow /= 2 // a queue that takes nothing would never hear that the disk is fast again
 	q.mu.Unlock()
+	if stuck {
+		q.log.Error("mailbox: a commit hangs: the disk is stuck", "for", up-q.figures.since)
+	}
 	var why uint8
 	switch {
 	case moved < -backAtMost:
