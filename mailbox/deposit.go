@@ -22,7 +22,11 @@ import (
 //
 // The same envelope with the same token has the same answer ever after.
 
-var errBusy = fmt.Errorf("mailbox: too many deposits wait: %w", wire.ErrOverloaded)
+// What passes in seconds; a part that is full does not.
+var (
+	errBusy     = fmt.Errorf("mailbox: too many deposits wait: %w", wire.ErrOverloaded)
+	errSlowDisk = fmt.Errorf("mailbox: deposit: the disk is slow: %w", wire.ErrOverloaded)
+)
 
 // errDeposit is the one answer to whoever may not deposit: no such box, no such token, no room (PROTOCOL 17.4).
 var errDeposit = fmt.Errorf("mailbox: deposit: %w", wire.ErrRefused)
@@ -155,7 +159,7 @@ func (q *Queue) judge(a *arrival, token tokenRow, there bool) (known bool, err e
 	case p == partOpen && a.from.IsValid() && q.senders.bytes(a.from)+size > q.limits.share():
 		return refuse("prefix full", fmt.Errorf("mailbox: deposit: too much from one address prefix: %w", wire.ErrOverloaded))
 	case q.limits.Slow > 0 && q.figures.slow > q.limits.Slow && (a.stranger || p == partOpen && q.figures.slow > 2*q.limits.Slow):
-		return refuse("slow", fmt.Errorf("mailbox: deposit: the disk is slow: %w", wire.ErrOverloaded))
+		return refuse("slow", errSlowDisk)
 	}
 	return false, nil
 }

@@ -320,6 +320,9 @@ func (s *Server) failed(op wire.Op, err error) wire.MailboxAnswer {
 	code := wire.CodeOf(err)
 	switch code {
 	case wire.CodeOverloaded:
+		if errors.Is(err, errBusy) || errors.Is(err, errSlowDisk) {
+			return s.busy(refusedLoad, s.limits.SlowCommit*4)
+		}
 		return s.busy(refusedFull, fullPause)
 	case wire.CodeLater:
 		if !errors.Is(err, wire.ErrLater) && !errors.Is(err, context.Canceled) {

@@ -271,7 +271,7 @@ func TestAPageHoldsNoMoreThanItMay(t *testing.T) {
 // openSimQueue is a queue in memory that runs until the bubble ends.
 func openSimQueue(w *simWorld) *Queue {
 	w.t.Helper()
-	q, err := OpenQueue(QueueConfig{InMemory: true, Limits: Limits{Reserve: -1}})
+	q, err := OpenQueue(QueueConfig{InMemory: true, Limits: Limits{Reserve: -1, Slow: -1}})
 	if err != nil {
 		w.t.Fatal(err)
 	}

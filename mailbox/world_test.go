@@ -302,5 +302,5 @@ func hashOf(b []byte) [32]byte { return sha256.Sum256(b) }
 // openTestQueue is a queue that runs until the test ends, on disk and synced.
 func openTestQueue(t *testing.T) *Queue {
 	t.Helper()
-	return open(t, QueueConfig{Dir: fastDir(t) + "/queue", Inspect: InspectRecord, Limits: Limits{Reserve: -1}}).Queue
+	return open(t, QueueConfig{Dir: fastDir(t) + "/queue", Inspect: InspectRecord, Limits: Limits{Reserve: -1, Slow: -1}}).Queue
 }

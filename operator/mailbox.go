@@ -37,6 +37,7 @@ func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, l
 		Limits: mailbox.Limits{
 			Ceiling: int64(m.Quota) * mib, Boxes: m.Boxes, MaxBytes: uint64(m.BoxSize) * mib, MaxCount: uint32(m.BoxCount), KeepDays: uint16(m.KeepDays),
 			Reserve: int64(m.Reserve) * mib,
+			Slow:    -1, // the server turns deposits away by how many wait: a slow disk that keeps up is of use
 		},
 	}
 	if m.Reserve == 0 {
