@@ -90,12 +90,11 @@ func (m *Messenger) takeRiders(tx *store.Tx, op *opening) error {
 		}
 		break // one says it all; each costs a walk over the outbox
 	}
-	for _, g := range content.TokenGrants {
-		if err := takeGrant(tx, c.Account, g); err != nil {
+	if len(content.TokenGrants) > 0 {
+		if err := takeGrants(tx, c.Account, content.TokenGrants); err != nil {
 			return err
 		}
 		tx.AfterCommit(func() { m.holdSoon(c.Account) })
-		break // one contact, one run of tokens
 	}
 	if len(content.Acks) > 0 {
 		if err := m.takeAcks(tx, *c, content.Acks); err != nil {

@@ -224,7 +224,7 @@ func (m *Messenger) tellAll() error {
 	var behind [][32]byte
 	s := m.current()
 	untold := func(c store.Contact) bool {
-		return c.State == ContactEstablished && (s.cardN > c.ToldCard || c.Granted > c.ToldGrant || c.ToldRecord != ownRecordKeys(s.device).Key)
+		return c.State == ContactEstablished && (s.cardN > c.ToldCard || c.GrantsDue || c.ToldRecord != ownRecordKeys(s.device).Key)
 	}
 	err := m.store.View(func(tx *store.Tx) error {
 		contacts, err := tx.Contacts()

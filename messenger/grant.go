@@ -14,27 +14,30 @@ import (
 	"sotto/wire"
 )
 
-// Who may leave mail in our boxes was given tokens (PROTOCOL 17.4):
+// Who may leave mail in our boxes was given tokens (PROTOCOL 17.4), in grants of a seed each:
 //
-//  1. ensureGrants draws seeds: one for each contact, one for each open invite, some for nobody yet;
-//  2. fillPool shows their hashes to a mailbox, shuffled, so that it cannot tell whose are whose;
-//  3. what every box knows may be told (granted), and rides on the next content (ride);
-//  4. spent tells whose token paid for an envelope, and has more made when few are left.
+//  1. ensureGrants gives contacts and open invites the grants they need, of those that the mailboxes know already;
+//  2. what is drawn anew is drawn in batches for whoever will need it, so that tokens that became known together are not one contact's;
+//  3. fillPool shows a mailbox their hashes, in their own order and with some that are nobody's;
+//  4. a grant that every box knows may be told, and rides on the next content (ride);
+//  5. spent tells whose token paid for an envelope, and has more given when few are left.
 
-// spareGrants is how many seeds are known to the mailboxes before anybody needs them: a new contact then makes no upload.
-const spareGrants = 2
+// Spare grants are drawn when fewer than minSpare are left, up to maxSpare.
+const (
+	minSpare = 8
+	maxSpare = 16
+)
 
-// poolRoom is how many tokens all grants together may have unspent; the rest of wire.MaxPool is for those that hide how many there are.
+// grantsEach is how many grants a contact has in hand, unless so many contacts share a box's pool that it is fewer.
+const grantsEach = 4
+
+// poolRoom is how many tokens all grants together may have; the rest of wire.MaxPool is for those that are nobody's.
 const poolRoom = wire.MaxPool * 3 / 4
 
-// ensureGrants gives every contact that may connect and every open invite a grant, and keeps some spare ones. Without a box nobody needs any.
+// ensureGrants gives every contact that may connect and every open invite what it needs, and keeps some for later. Without a box nobody needs any.
 func (m *Messenger) ensureGrants(tx *store.Tx) error {
-	boxes, err := tx.Boxes()
-	if err != nil || len(boxes) == 0 {
-		return err
-	}
-	grants, err := tx.Grants()
-	if err != nil {
+	g, err := m.beginGranting(tx)
+	if err != nil || g == nil {
 		return err
 	}
 	contacts, err := tx.Contacts()
@@ -45,15 +48,10 @@ func (m *Messenger) ensureGrants(tx *store.Tx) error {
 	if err != nil {
 		return err
 	}
-	g := &granting{m: m, tx: tx, grants: grants, each: m.tokensEach(len(contacts) + len(invites))}
 	if err := g.drop(contacts, invites); err != nil {
 		return err
 	}
-	for _, c := range contacts {
-		if err := g.toContact(c); err != nil {
-			return err
-		}
-	}
+	each := max(1, min(grantsEach, (poolRoom/int(g.size)-maxSpare)/max(1, len(contacts)+len(invites))))
 	for _, row := range invites {
 		if g.ofInvite(row.ID) == nil {
 			if err := g.give(func(free *store.Grant) { free.Invite = row.ID }); err != nil {
@@ -61,42 +59,80 @@ func (m *Messenger) ensureGrants(tx *store.Tx) error {
 			}
 		}
 	}
+	for _, c := range contacts {
+		if !mayConnect(c) {
+			continue
+		}
+		changed, err := g.toContact(&c, each)
+		if err == nil && changed {
+			err = tx.PutContact(c)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	return g.keepSpare()
 }
 
-// tokensEach is how many tokens one contact has in hand, fewer when many share a box's pool.
-func (m *Messenger) tokensEach(holders int) uint32 {
-	return uint32(max(8, min(m.limits.Tokens, poolRoom/(holders+spareGrants+1))))
-}
-
-// granting is one round of ensureGrants.
+// granting is one round of giving grants.
 type granting struct {
 	m      *Messenger
 	tx     *store.Tx
+	boxes  []store.Box
 	grants []store.Grant
-	each   uint32
+	size   uint32 // tokens in a grant
 }
 
-// drop marks the grants of those who are no contacts any more and of invites that ended.
+// beginGranting reads what there is; nil when there is no box.
+func (m *Messenger) beginGranting(tx *store.Tx) (*granting, error) {
+	boxes, err := tx.Boxes()
+	if err != nil || len(boxes) == 0 {
+		return nil, err
+	}
+	grants, err := tx.Grants()
+	return &granting{m: m, tx: tx, boxes: boxes, grants: grants, size: uint32(max(1, m.limits.Tokens/grantsEach))}, err
+}
+
+// known reports whether every box in our card knows a grant, and there is one.
+func (g *granting) known(row store.Grant) bool {
+	any := false
+	for _, b := range g.boxes {
+		if b.Ready && b.State == BoxOpen {
+			if !row.Pooled[b.ID] {
+				return false
+			}
+			any = true
+		}
+	}
+	return any
+}
+
+// drop marks the grants of those who are no contacts any more and of invites that ended, and forgets those that are used up.
 func (g *granting) drop(contacts []store.Contact, invites []store.Invite) error {
-	for i := range g.grants {
-		row := &g.grants[i]
-		kept := row.Dropped
+	kept := g.grants[:0]
+	for _, row := range g.grants {
+		wanted := true
 		switch {
 		case row.Account != [32]byte{}:
-			kept = kept || slices.ContainsFunc(contacts, func(c store.Contact) bool { return c.Account == row.Account && mayConnect(c) })
+			wanted = slices.ContainsFunc(contacts, func(c store.Contact) bool { return c.Account == row.Account && mayConnect(c) })
 		case row.Invite != [16]byte{}:
-			kept = kept || slices.ContainsFunc(invites, func(v store.Invite) bool { return v.ID == row.Invite })
-		default:
-			kept = true
+			wanted = slices.ContainsFunc(invites, func(v store.Invite) bool { return v.ID == row.Invite })
 		}
-		if !kept {
+		if wanted && row.Spent >= row.Count && row.Account != [32]byte{} {
+			if err := g.tx.DeleteGrant(row.ID()); err != nil {
+				return err
+			}
+			continue
+		}
+		if !wanted && !row.Dropped {
 			row.Dropped = true
-			if err := g.tx.PutGrant(*row); err != nil {
+			if err := g.tx.PutGrant(row); err != nil {
 				return err
 			}
 		}
+		kept = append(kept, row)
 	}
+	g.grants = kept
 	return nil
 }
 
@@ -108,61 +144,35 @@ func (g *granting) ofInvite(id [16]byte) *store.Grant {
 	return &g.grants[at]
 }
 
-func (g *granting) toContact(c store.Contact) error {
-	if !mayConnect(c) {
-		return nil
-	}
-	at := slices.IndexFunc(g.grants, func(row store.Grant) bool { return !row.Dropped && row.Account == c.Account })
-	if at < 0 {
-		if err := g.give(func(free *store.Grant) { free.Account = c.Account }); err != nil {
-			return err
+// toContact gives a contact grants while it has less than half of what it should have in hand.
+func (g *granting) toContact(c *store.Contact, each int) (changed bool, err error) {
+	left := func() (n uint32) {
+		for _, row := range g.grants {
+			if !row.Dropped && row.Account == c.Account {
+				n += row.Count - min(row.Spent, row.Count)
+			}
 		}
-		at = slices.IndexFunc(g.grants, func(row store.Grant) bool { return !row.Dropped && row.Account == c.Account })
+		return n
 	}
-	row := &g.grants[at]
-	if left := row.Count - min(row.Spent, row.Count); left < g.each/2 {
-		row.Count = row.Spent + g.each
-		if err := g.tx.PutGrant(*row); err != nil {
-			return err
+	if left() <= uint32(each)*g.size/2 {
+		for left() < uint32(each)*g.size && err == nil {
+			err = g.give(func(free *store.Grant) { free.Account = c.Account })
 		}
 	}
-	if id := row.ID(); c.Grant != id {
-		c.Grant, c.Granted, c.ToldGrant = id, 0, 0
-		return g.tx.PutContact(c)
-	}
-	return nil
+	due := slices.ContainsFunc(g.grants, func(row store.Grant) bool {
+		return !row.Dropped && row.Account == c.Account && !row.Told && g.known(row)
+	})
+	changed = due != c.GrantsDue
+	c.GrantsDue = due
+	return changed, err
 }
 
-// grantAtOnce gives a new contact a grant that the mailboxes know already, so that it can be told in the first words. The caller writes the contact.
-func (m *Messenger) grantAtOnce(tx *store.Tx, c *store.Contact) error {
-	boxes, err := tx.Boxes()
-	if err != nil || len(boxes) == 0 {
-		return err
-	}
-	grants, err := tx.Grants()
-	if err != nil {
-		return err
-	}
-	theirs := func(row store.Grant) bool { return !row.Dropped && row.Account == c.Account }
-	g := &granting{m: m, tx: tx, grants: grants, each: m.tokensEach(len(grants))}
-	if !slices.ContainsFunc(grants, theirs) {
-		if err := g.give(func(free *store.Grant) { free.Account = c.Account }); err != nil {
-			return err
-		}
-	}
-	row := g.grants[slices.IndexFunc(g.grants, theirs)]
-	if id := row.ID(); c.Grant != id {
-		c.Grant, c.Granted, c.ToldGrant = id, 0, 0
-	}
-	known, err := m.knownTokens(tx, c.Grant)
-	c.Granted = max(c.Granted, known)
-	tx.AfterCommit(m.boxes.poke) // another spare one is wanted
-	return err
-}
-
-// give finds a grant that is nobody's, or makes one, and makes it somebody's.
+// give makes a grant somebody's: one that the boxes know, else any that is nobody's, else a new one.
 func (g *granting) give(to func(*store.Grant)) error {
-	at := slices.IndexFunc(g.grants, spare)
+	at := slices.IndexFunc(g.grants, func(row store.Grant) bool { return spare(row) && g.known(row) })
+	if at < 0 {
+		at = slices.IndexFunc(g.grants, spare)
+	}
 	if at < 0 {
 		if err := g.draw(); err != nil {
 			return err
@@ -178,7 +188,7 @@ func spare(row store.Grant) bool {
 }
 
 func (g *granting) draw() error {
-	row := store.Grant{Count: g.each, Created: g.m.clock.Now()}
+	row := store.Grant{Count: g.size, Created: g.m.clock.Now()}
 	if _, err := io.ReadFull(g.m.rand, row.Seed[:]); err != nil {
 		return fmt.Errorf("draw a token seed: %w", err)
 	}
@@ -193,12 +203,26 @@ func (g *granting) keepSpare() error {
 			free++
 		}
 	}
-	for ; free < spareGrants; free++ {
+	if free >= minSpare {
+		return nil
+	}
+	for ; free < maxSpare && len(g.grants)*int(g.size) < poolRoom; free++ {
 		if err := g.draw(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// grantAtOnce gives a new contact grants that the mailboxes know already, so that it can be told in the first words. The caller writes the contact.
+func (m *Messenger) grantAtOnce(tx *store.Tx, c *store.Contact) error {
+	g, err := m.beginGranting(tx)
+	if err != nil || g == nil {
+		return err
+	}
+	tx.AfterCommit(m.boxes.poke) // others take the place of the spare ones
+	_, err = g.toContact(c, 1)
+	return err
 }
 
 // fillPool shows a mailbox the hashes of tokens it does not know yet, and takes back those of grants that were dropped.
@@ -216,14 +240,15 @@ func (m *Messenger) fillPool(ctx context.Context, s BoxStream, id [32]byte) erro
 	}
 	var add, drop [][16]byte
 	for _, row := range grants {
-		if row.Dropped {
-			drop = appendHashes(drop, row, id, row.Spent, row.Pooled[id])
-		} else {
-			add = appendHashes(add, row, id, max(row.Spent, row.Pooled[id]), row.Count)
+		switch {
+		case row.Dropped && row.Pooled[id]:
+			drop = appendHashes(drop, row, id)
+		case !row.Dropped && !row.Pooled[id]:
+			add = appendHashes(add, row, id)
 		}
 	}
-	if len(add) > 0 { // as many as make the batch a multiple of what one contact gets: none can be told by its size
-		for n := m.limits.Tokens - len(add)%m.limits.Tokens; n > 0 && len(add) < wire.MaxPool; n-- {
+	if n := len(add) % poolStep; n > 0 {
+		for range poolStep - n {
 			var none [16]byte
 			if _, err := io.ReadFull(m.rand, none[:]); err != nil {
 				return err
@@ -247,37 +272,42 @@ func (m *Messenger) fillPool(ctx context.Context, s BoxStream, id [32]byte) erro
 	return m.tellAll()
 }
 
-func appendHashes(list [][16]byte, row store.Grant, box [32]byte, from, to uint32) [][16]byte {
-	for i := from; i < to; i++ {
+// poolStep is what the number of hashes shown at once is a multiple of, so that it tells little.
+const poolStep = 128
+
+func appendHashes(list [][16]byte, row store.Grant, box [32]byte) [][16]byte {
+	for i := row.Spent; i < row.Count; i++ {
 		list = append(list, wire.PoolHash(wire.BoxToken(row.Seed, i, box)))
 	}
 	return list
 }
 
-// pooled notes which tokens a mailbox confirmed, forgets dropped grants that no mailbox knows, and lets what all boxes know be told.
+// pooled notes which grants a mailbox confirmed, forgets dropped ones that no mailbox knows, puts the box into our card, and lets what all
+// boxes know be told.
 func (m *Messenger) pooled(tx *store.Tx, id [32]byte, shown []store.Grant) error {
+	box, err := tx.Box(id)
+	if err != nil {
+		return err
+	}
 	boxes, err := tx.Boxes()
 	if err != nil {
 		return err
 	}
 	for _, row := range shown {
 		now, err := tx.Grant(row.ID())
-		if errors.Is(err, store.ErrNotFound) {
+		if errors.Is(err, store.ErrNotFound) || err == nil && now.Pooled[id] == !row.Dropped {
 			continue
 		}
 		if err != nil {
 			return err
 		}
 		if now.Pooled == nil {
-			now.Pooled = map[[32]byte]uint32{}
+			now.Pooled = map[[32]byte]bool{}
 		}
-		switch {
-		case row.Dropped:
+		if row.Dropped {
 			delete(now.Pooled, id)
-		case now.Pooled[id] < row.Count:
-			now.Pooled[id] = row.Count
-		default:
-			continue
+		} else {
+			now.Pooled[id] = true
 		}
 		for known := range now.Pooled { // boxes that are gone
 			if !slices.ContainsFunc(boxes, func(b store.Box) bool { return b.ID == known }) {
@@ -293,15 +323,6 @@ func (m *Messenger) pooled(tx *store.Tx, id [32]byte, shown []store.Grant) error
 			return err
 		}
 	}
-	return m.grantKnown(tx, id)
-}
-
-// grantKnown makes the box ready for the card, and tells contacts of tokens that all ready boxes know.
-func (m *Messenger) grantKnown(tx *store.Tx, id [32]byte) error {
-	box, err := tx.Box(id)
-	if err != nil {
-		return err
-	}
 	if !box.Ready {
 		box.Ready = true
 		if err := tx.PutBox(box); err != nil {
@@ -311,51 +332,7 @@ func (m *Messenger) grantKnown(tx *store.Tx, id [32]byte) error {
 			return err
 		}
 	}
-	contacts, err := tx.Contacts()
-	if err != nil {
-		return err
-	}
-	for _, c := range contacts {
-		if c.Grant == [16]byte{} {
-			continue
-		}
-		known, err := m.knownTokens(tx, c.Grant)
-		if err != nil {
-			return err
-		}
-		if known > c.Granted {
-			c.Granted = known
-			if err := tx.PutContact(c); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// knownTokens is how many tokens of a grant every ready box knows; 0 without one.
-func (m *Messenger) knownTokens(tx *store.Tx, id [16]byte) (uint32, error) {
-	row, err := tx.Grant(id)
-	if errors.Is(err, store.ErrNotFound) || err == nil && row.Dropped {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	boxes, err := tx.Boxes()
-	if err != nil {
-		return 0, err
-	}
-	known, any := row.Count, false
-	for _, b := range boxes {
-		if b.Ready && b.State == BoxOpen {
-			known, any = min(known, row.Pooled[b.ID]), true
-		}
-	}
-	if !any {
-		return 0, nil
-	}
-	return known, nil
+	return m.ensureGrants(tx)
 }
 
 // emptyPool notes that a mailbox knows none of our tokens any more.
@@ -363,7 +340,7 @@ func (m *Messenger) emptyPool(id [32]byte) error {
 	return m.store.Update(func(tx *store.Tx) error {
 		grants, err := tx.Grants()
 		for _, row := range grants {
-			if _, ok := row.Pooled[id]; ok {
+			if row.Pooled[id] {
 				delete(row.Pooled, id)
 				err = errors.Join(err, tx.PutGrant(row))
 			}
@@ -372,37 +349,45 @@ func (m *Messenger) emptyPool(id [32]byte) error {
 	})
 }
 
-// grantFor is the grant to tell a contact of, nil when it knows all that may be told.
-func (m *Messenger) grantFor(tx *store.Tx, c store.Contact) (*wire.TokenGrant, error) {
-	if c.Granted <= c.ToldGrant {
+// grantsAtOnce is how many grants ride on one content at most.
+const grantsAtOnce = 8
+
+// grantsFor takes the grants that a contact is to be told now. The caller writes the contact.
+func (m *Messenger) grantsFor(tx *store.Tx, c *store.Contact) (list []wire.TokenGrant, err error) {
+	if !c.GrantsDue && !c.GrantsAgain {
 		return nil, nil
 	}
-	row, err := tx.Grant(c.Grant)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil
-	}
-	if err != nil || c.Granted <= row.Spent {
+	g, err := m.beginGranting(tx)
+	if err != nil || g == nil {
 		return nil, err
 	}
-	return &wire.TokenGrant{Seed: row.Seed, From: row.Spent, Count: c.Granted - row.Spent}, nil
+	for _, row := range g.grants {
+		if row.Dropped || row.Account != c.Account || row.Told && !c.GrantsAgain || row.Spent >= row.Count || !g.known(row) || len(list) >= grantsAtOnce {
+			continue
+		}
+		list = append(list, wire.TokenGrant{Seed: row.Seed, From: row.Spent, Count: row.Count - row.Spent})
+		if !row.Told {
+			row.Told = true
+			if err := tx.PutGrant(row); err != nil {
+				return nil, err
+			}
+		}
+	}
+	c.GrantsDue, c.GrantsAgain = false, false
+	return list, nil
 }
 
-// inviteGrant is the grant that an invite's bundle carries, nil when no box of ours knows it.
+// inviteGrant is the grant that an invite's bundle carries, nil when our boxes do not know it.
 func (m *Messenger) inviteGrant(tx *store.Tx, id [16]byte) (*wire.TokenGrant, error) {
-	grants, err := tx.Grants()
-	if err != nil {
+	g, err := m.beginGranting(tx)
+	if err != nil || g == nil {
 		return nil, err
 	}
-	g := granting{grants: grants}
 	row := g.ofInvite(id)
-	if row == nil {
+	if row == nil || !g.known(*row) || row.Spent >= row.Count {
 		return nil, nil
 	}
-	known, err := m.knownTokens(tx, row.ID())
-	if err != nil || known <= row.Spent {
-		return nil, err
-	}
-	return &wire.TokenGrant{Seed: row.Seed, From: row.Spent, Count: known - row.Spent}, nil
+	return &wire.TokenGrant{Seed: row.Seed, From: row.Spent, Count: row.Count - row.Spent}, nil
 }
 
 // inviteUsed makes a single-use invite's grant that of who came by it.
@@ -416,24 +401,31 @@ func inviteUsed(tx *store.Tx, id [16]byte, acct identity.AccountID) error {
 	if row == nil {
 		return nil
 	}
-	row.Account = [32]byte(acct)
+	row.Account, row.Told = [32]byte(acct), true
 	return tx.PutGrant(*row)
 }
 
-// takeGrant keeps the tokens a contact gave us. One of a seed we have goes on where we are.
-func takeGrant(tx *store.Tx, acct [32]byte, g wire.TokenGrant) error {
+// maxRuns is how many grants of one contact are kept.
+const maxRuns = 16
+
+// takeGrants keeps the tokens a contact gave us. Of a seed we have, we go on where we are.
+func takeGrants(tx *store.Tx, acct [32]byte, list []wire.TokenGrant) error {
 	held, err := tx.Granted(acct)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	fresh := store.Granted{Seed: g.Seed, Next: g.From, End: g.From + g.Count}
-	if err == nil && held.Seed == g.Seed {
-		fresh.Next, fresh.End = max(fresh.Next, held.Next), max(fresh.End, held.End)
+	for _, g := range list {
+		run := store.TokenRun{Seed: g.Seed, Next: g.From, End: g.From + g.Count}
+		at := slices.IndexFunc(held.Runs, func(r store.TokenRun) bool { return r.Seed == g.Seed })
+		if at < 0 {
+			held.Runs = append(held.Runs, run)
+			continue
+		}
+		held.Runs[at].Next, held.Runs[at].End = max(held.Runs[at].Next, run.Next), max(held.Runs[at].End, run.End)
 	}
-	if err == nil && held == fresh {
-		return nil
-	}
-	return tx.PutGranted(acct, fresh)
+	held.Runs = slices.DeleteFunc(held.Runs, func(r store.TokenRun) bool { return r.Next >= r.End })
+	held.Runs = held.Runs[max(0, len(held.Runs)-maxRuns):]
+	return tx.PutGranted(acct, held)
 }
 
 // payers knows whose token paid for an envelope at one box.
@@ -458,7 +450,7 @@ func (p *payers) find(m *Messenger, box [32]byte, spent [16]byte) (payer, bool, 
 	err := m.store.View(func(tx *store.Tx) error {
 		grants, err := tx.Grants()
 		for _, row := range grants {
-			for i := row.Spent - min(row.Spent, uint32(m.limits.Tokens)); i < row.Count; i++ {
+			for i := range row.Count {
 				p.known[wire.PoolHash(wire.BoxToken(row.Seed, i, box))] = payer{row.ID(), i}
 			}
 		}
@@ -485,7 +477,7 @@ func (m *Messenger) spent(tx *store.Tx, list []payer) error {
 				return err
 			}
 		}
-		low = low || row.Count-min(row.Count, row.Spent) < uint32(m.limits.Tokens/2)
+		low = low || row.Spent >= row.Count/2
 	}
 	if low {
 		tx.AfterCommit(m.boxes.poke)

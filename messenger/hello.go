@@ -167,7 +167,7 @@ func (m *Messenger) sayHello(tx *store.Tx, row store.PendingAdd, bundle identity
 		}
 		if g, err := wire.ParseTokenGrant(e.Data); err != nil {
 			m.log.Info("tokens in the invite refused", "err", err)
-		} else if err := takeGrant(tx, c.Account, g); err != nil {
+		} else if err := takeGrants(tx, c.Account, []wire.TokenGrant{g}); err != nil {
 			return err
 		}
 	}

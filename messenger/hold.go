@@ -231,7 +231,7 @@ func (m *Messenger) toHold(acct identity.AccountID) (h holding, err error) {
 		if len(h.boxes) == 0 {
 			return nil
 		}
-		if tokens, err := tx.Granted(acct); errors.Is(err, store.ErrNotFound) || err == nil && tokens.Next >= tokens.End {
+		if tokens, err := tx.Granted(acct); errors.Is(err, store.ErrNotFound) || err == nil && len(tokens.Runs) == 0 {
 			h.boxes = nil // more come with what the recipient says next
 			return nil
 		} else if err != nil {
@@ -294,8 +294,8 @@ func (m *Messenger) lacks(out store.Outgoing, box [32]byte, now time.Time) bool 
 // holdBatch packs entries and leaves each pack at every mailbox that lacks one of it. Left says that it makes sense to look again at once.
 func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (left bool, err error) {
 	for _, pack := range packs(h.rows) {
-		i, tokens, err := m.nextToken(h.contact.Account)
-		if err != nil || tokens == nil {
+		token, ok, err := m.nextToken(h.contact.Account)
+		if err != nil || !ok {
 			return false, err
 		}
 		used := make([]bool, len(h.boxes)) // it will not pay for anything else there
@@ -307,7 +307,7 @@ func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (
 				continue
 			}
 			g.Go(func() error {
-				custody, err := m.leave(ctx, boxes, h.card, box, wire.BoxToken(tokens.Seed, i, box.ID), lacking)
+				custody, err := m.leave(ctx, boxes, h.card, box, wire.BoxToken(token.Seed, token.Next, box.ID), lacking)
 				if ctx.Err() != nil {
 					return nil
 				}
@@ -329,7 +329,7 @@ func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (
 			return false, err
 		}
 		if slices.Contains(used, true) {
-			if err := m.spendToken(h.contact.Account, i); err != nil {
+			if err := m.spendToken(h.contact.Account, token); err != nil {
 				return false, err
 			}
 		}
@@ -392,31 +392,38 @@ func packs(rows []store.Outgoing) (list [][]store.Outgoing) {
 	return list
 }
 
-// nextToken is the next of a contact's tokens, nil when there is none left. One recipient's mail is left by one worker at a time, so it is not spent
-// before spendToken says so: while no mailbox can be reached, tries cost none.
-func (m *Messenger) nextToken(acct [32]byte) (i uint32, tokens *store.Granted, err error) {
+// nextToken is the next of a contact's tokens, if there is one left. One recipient's mail is left by one worker at a time, so it is not spent before
+// spendToken says so: while no mailbox can be reached, tries cost none.
+func (m *Messenger) nextToken(acct [32]byte) (token store.TokenRun, ok bool, err error) {
 	err = m.store.View(func(tx *store.Tx) error {
 		row, err := tx.Granted(acct)
-		if errors.Is(err, store.ErrNotFound) || err == nil && row.Next >= row.End {
+		if errors.Is(err, store.ErrNotFound) || err == nil && len(row.Runs) == 0 {
 			return nil
 		}
-		i, tokens = row.Next, &row
+		if err == nil {
+			token, ok = row.Runs[0], true
+		}
 		return err
 	})
-	return i, tokens, err
+	return token, ok, err
 }
 
 // spendToken goes on behind a token that paid, or was spent already. A crash before it costs one refusal.
-func (m *Messenger) spendToken(acct [32]byte, i uint32) error {
+func (m *Messenger) spendToken(acct [32]byte, token store.TokenRun) error {
 	return m.store.Update(func(tx *store.Tx) error {
 		row, err := tx.Granted(acct)
-		if errors.Is(err, store.ErrNotFound) || err == nil && row.Next > i {
+		if errors.Is(err, store.ErrNotFound) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		row.Next = i + 1
+		for i := range row.Runs {
+			if r := &row.Runs[i]; r.Seed == token.Seed {
+				r.Next = max(r.Next, token.Next+1)
+			}
+		}
+		row.Runs = slices.DeleteFunc(row.Runs, func(r store.TokenRun) bool { return r.Next >= r.End })
 		return tx.PutGranted(acct, row)
 	})
 }

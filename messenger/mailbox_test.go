@@ -3,6 +3,7 @@ package messenger_test
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -433,7 +434,7 @@ func TestADroppedMailboxIsNoLongerUsedAndStillRead(t *testing.T) {
 		if err != nil || len(list) != 2 {
 			t.Fatal(list, err)
 		}
-		if _, err := alice.m.DropMailbox(t.Context(), list[0].ID); err != nil {
+		if _, err := alice.m.DropMailbox(t.Context(), boxes.FormatAddr([]byte{'a'})); err != nil {
 			t.Fatal(err)
 		}
 		boxes.SetDown('b', false)
@@ -483,5 +484,70 @@ func TestAMailboxThatDiedIsReplacedAndContactsAreTold(t *testing.T) {
 		msg := bob.send("alice", "at the other one")
 		settle(time.Minute)
 		wantState(t, bob, msg, messenger.StateHeld)
+	})
+}
+
+// TestWhatAMailboxSeesDoesNotTellWhoseMailItIs plays the mailbox: it knows every hash that was shown to it, in which upload and at which place, and every
+// deposit. Deposits of one contact must not stand closer together there than those of different ones.
+func TestWhatAMailboxSeesDoesNotTellWhoseMailItIs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net, boxes := testnet.NewNet(1, testnet.Faults{}), testnet.NewMailboxes('a')
+		alice := newPerson(t, net, "alice", onQuickDisk, withMailboxes(boxes))
+		settle(time.Minute)
+		var friends []*person
+		for _, name := range []string{"bob", "carol", "dave"} {
+			friends = append(friends, newPerson(t, net, name, withMailboxes(boxes)))
+			meet(t, alice, friends[len(friends)-1])
+		}
+		settle(time.Minute)
+		alice.halt()
+		type deposit struct {
+			from  int
+			shown testnet.Shown
+		}
+		var list []deposit
+		for range 25 {
+			for who, p := range friends {
+				seen := len(boxes.Seen('a'))
+				p.send("alice", "one of many")
+				settle(10 * time.Second)
+				for _, d := range boxes.Seen('a')[seen:] {
+					list = append(list, deposit{who, boxes.Shown('a', wire.PoolHash(d.Token))})
+				}
+			}
+		}
+		if len(list) < 75 {
+			t.Fatalf("%d deposits", len(list))
+		}
+		var same, other []float64
+		uploads := map[int]map[int]bool{}
+		for i, a := range list {
+			if uploads[a.shown.Upload] == nil {
+				uploads[a.shown.Upload] = map[int]bool{}
+			}
+			uploads[a.shown.Upload][a.from] = true
+			for _, b := range list[i+1:] {
+				apart := math.Abs(float64(a.shown.Place - b.shown.Place))
+				if a.from == b.from {
+					same = append(same, apart)
+				} else {
+					other = append(other, apart)
+				}
+			}
+		}
+		mean := func(l []float64) (sum float64) {
+			for _, x := range l {
+				sum += x / float64(len(l))
+			}
+			return sum
+		}
+		if r := mean(same) / mean(other); r < 0.85 || r > 1.15 {
+			t.Errorf("tokens of one contact stand %.2f times as far apart as those of different ones", r)
+		}
+		for upload, who := range uploads {
+			if len(who) < 2 {
+				t.Errorf("all deposits paid with hashes of upload %d came from one contact", upload)
+			}
+		}
 	})
 }

@@ -203,7 +203,7 @@ func tick(clock uint64, now time.Time) uint64 {
 
 // untell has the next content carry all our news again: what carried them was given up, or the contact begins anew.
 func untell(c *store.Contact) {
-	c.ToldCard, c.ToldReach, c.ToldRecord, c.ToldGrant = 0, 0, [32]byte{}, 0
+	c.ToldCard, c.ToldReach, c.ToldRecord, c.GrantsAgain = 0, 0, [32]byte{}, true
 }
 
 // ride puts on the content whatever the contact has not been told yet. The outbox keeps a content until it is delivered
@@ -226,21 +226,17 @@ func (m *Messenger) ride(tx *store.Tx, c *store.Contact, content *wire.Content) 
 		content.Voids = append(content.Voids, wire.Void{Session: v.Session, Chain: v.Chain, From: v.From, To: v.To})
 	}
 	c.Voids = nil
-	grant, err := m.grantFor(tx, *c)
-	if err != nil {
-		return false, err
+	if content.Hello == nil {
+		content.TokenGrants, err = m.grantsFor(tx, c)
 	}
-	if grant != nil && content.Hello == nil {
-		content.TokenGrants, c.ToldGrant = []wire.TokenGrant{*grant}, grant.From+grant.Count
-	}
-	return true, nil
+	return true, err
 }
 
 // due reports whether ride would put anything on a content for the contact.
 func (m *Messenger) due(c store.Contact) bool {
 	s := m.current()
 	reach, _ := m.signedReach()
-	return s.cardN > c.ToldCard || reach > c.ToldReach || c.ToldRecord != ownRecordKeys(s.device).Key || len(c.Voids) > 0 || c.Granted > c.ToldGrant
+	return s.cardN > c.ToldCard || reach > c.ToldReach || c.ToldRecord != ownRecordKeys(s.device).Key || len(c.Voids) > 0 || c.GrantsDue
 }
 
 // tell queues a control content when there is something to ride on it.

@@ -49,9 +49,8 @@ type Contact struct {
 	Voids       []Void     `cbor:"26,keyasint,omitempty"` // positions we will never use and have not told them yet
 	Reset       time.Time  `cbor:"27,keyasint,omitzero"`  // when a session with them was last begun anew
 	Warning     string     `cbor:"28,keyasint,omitempty"` // something about them that the user should know
-	Grant       [16]byte   `cbor:"29,keyasint,omitzero"`  // the tokens for our boxes that are theirs
-	Granted     uint32     `cbor:"30,keyasint,omitempty"` // how many of them all boxes know: so many may be told
-	ToldGrant   uint32     `cbor:"31,keyasint,omitempty"` // how many they were told
+	GrantsDue   bool       `cbor:"29,keyasint,omitempty"` // there are tokens for our boxes that they were not told
+	GrantsAgain bool       `cbor:"30,keyasint,omitempty"` // all are to be told again
 }
 
 // Void names counters of a sending chain that will never be used.

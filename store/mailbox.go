@@ -61,14 +61,15 @@ func (tx *Tx) DeleteBox(id [32]byte) error { return tx.delete(key(tBox, id[:])) 
 
 // Grant is a run of tokens for our boxes, made from one seed, for one contact or one invite, or for nobody yet.
 type Grant struct {
-	Seed    [32]byte            `cbor:"1,keyasint"`
-	Count   uint32              `cbor:"2,keyasint"`           // tokens made: those below
-	Account [32]byte            `cbor:"3,keyasint,omitzero"`  // whose they are
-	Invite  [16]byte            `cbor:"4,keyasint,omitzero"`  // or in whose bundle they stand
-	Spent   uint32              `cbor:"5,keyasint,omitempty"` // the highest that was spent, and one
-	Pooled  map[[32]byte]uint32 `cbor:"6,keyasint,omitempty"` // by box: tokens that the mailbox confirmed
-	Dropped bool                `cbor:"7,keyasint,omitempty"` // to be taken out of all pools
-	Created time.Time           `cbor:"8,keyasint,omitzero"`
+	Seed    [32]byte          `cbor:"1,keyasint"`
+	Count   uint32            `cbor:"2,keyasint"`           // tokens: 0 to Count-1
+	Account [32]byte          `cbor:"3,keyasint,omitzero"`  // whose they are
+	Invite  [16]byte          `cbor:"4,keyasint,omitzero"`  // or in whose bundle they stand
+	Spent   uint32            `cbor:"5,keyasint,omitempty"` // the highest that was spent, and one
+	Pooled  map[[32]byte]bool `cbor:"6,keyasint,omitempty"` // boxes whose mailbox confirmed them
+	Dropped bool              `cbor:"7,keyasint,omitempty"` // to be taken out of all pools
+	Created time.Time         `cbor:"8,keyasint,omitzero"`
+	Told    bool              `cbor:"9,keyasint,omitempty"` // its owner knows it
 }
 
 // String keeps the seed out of logs.
@@ -98,12 +99,23 @@ func (tx *Tx) Grants() ([]Grant, error) { return all[Grant](tx, key(tGrant)) }
 // DeleteGrant forgets a grant.
 func (tx *Tx) DeleteGrant(id [16]byte) error { return tx.delete(key(tGrant, id[:])) }
 
-// Granted is what we may leave at a contact's boxes: tokens of its seed from Next up to End.
+// Granted is what we may leave at a contact's boxes, oldest first.
 type Granted struct {
+	Runs []TokenRun `cbor:"1,keyasint,omitempty"`
+}
+
+// TokenRun is tokens of one seed, from Next up to End.
+type TokenRun struct {
 	Seed [32]byte `cbor:"1,keyasint"`
 	Next uint32   `cbor:"2,keyasint"`
 	End  uint32   `cbor:"3,keyasint"`
 }
+
+// String keeps the seed out of logs.
+func (TokenRun) String() string { return hidden }
+
+// GoString keeps the seed out of logs.
+func (TokenRun) GoString() string { return hidden }
 
 // String keeps the seed out of logs.
 func (Granted) String() string { return hidden }

@@ -34,7 +34,12 @@ type mailbox struct {
 	boxes   map[wire.BoxID]*box
 	seen    []wire.Deposit
 	records map[[32]byte][]byte
+	uploads int
+	shown   map[[16]byte]Shown
 }
+
+// Shown is where a mailbox first saw the hash of a token: in which upload, at which place.
+type Shown struct{ Upload, Place int }
 
 type box struct {
 	pool   map[[16]byte]bool
@@ -49,7 +54,7 @@ type box struct {
 func NewMailboxes(names ...byte) *Mailboxes {
 	n := &Mailboxes{Clock: clock.System{}, boxes: map[byte]*mailbox{}}
 	for _, name := range names {
-		n.boxes[name] = &mailbox{service: [32]byte{name}, boxes: map[wire.BoxID]*box{}, records: map[[32]byte][]byte{}}
+		n.boxes[name] = &mailbox{service: [32]byte{name}, boxes: map[wire.BoxID]*box{}, records: map[[32]byte][]byte{}, shown: map[[16]byte]Shown{}}
 		n.known = append(n.known, messenger.KnownMailbox{Addr: []byte{name}})
 	}
 	return n
@@ -107,6 +112,13 @@ func (n *Mailboxes) Seen(name byte) []wire.Deposit {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.boxes[name].seen)
+}
+
+// Shown tells where a mailbox first saw a token's hash.
+func (n *Mailboxes) Shown(name byte, hash [16]byte) Shown {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.boxes[name].shown[hash]
 }
 
 // Record is what a mailbox was asked to put into the DHT.
@@ -250,7 +262,9 @@ func (s *boxStream) Pool(_ context.Context, add, drop [][16]byte) error {
 	if err != nil {
 		return err
 	}
-	for _, h := range add {
+	s.at.uploads++
+	for i, h := range add {
+		s.at.shown[h] = Shown{s.at.uploads, i}
 		if _, spent := b.spent[h]; !spent {
 			b.pool[h] = true
 		}
