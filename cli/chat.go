@@ -184,7 +184,7 @@ func (t *talk) leave(ctx context.Context) error {
 	stop := t.a.waiting(ctx, "Waiting until what you wrote last is delivered; Ctrl-C leaves it queued…")
 	m, err := t.a.handOver(ctx, t.l, t.last)
 	stop()
-	if ctx.Err() != nil {
+	if ctx.Err() != nil || errors.Is(err, control.ErrStopped) || gone(err) {
 		m, err = t.last, nil // it stays what it was
 	}
 	if err == nil && m.State == control.StateQueued {
