@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"sotto/internal/clock"
 	"sotto/messenger"
 )
 
@@ -64,7 +65,9 @@ func (p *person) boxed(ctx context.Context) error {
 		if len(list) > 0 && list[0].Ready {
 			return nil
 		}
-		time.Sleep(50 * time.Millisecond)
+		if err := (clock.System{}).Wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
 	}
 	return errors.New("no mailbox takes " + p.name)
 }
