@@ -210,8 +210,11 @@ func TestLostCommitsAreToldAndNumbersGoOnBehindThem(t *testing.T) {
 			}
 			s.stop()
 			s = open(t, cfg)
-			if st := s.Stats(); st.Damaged != 0 {
-				t.Fatalf("told again: %q", st.Damage)
+			if st := s.Stats(); st.Damaged != 0 || st.DamagedUntil.IsZero() {
+				t.Fatalf("told again: %q, until %v", st.Damage, st.DamagedUntil)
+			}
+			if _, there, err := s.Envelope(boxID(1), [32]byte{}); there || !errors.Is(err, wire.ErrLater) {
+				t.Fatal("a restart forgot that something is lost: ", err)
 			}
 		})
 	}

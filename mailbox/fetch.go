@@ -254,8 +254,8 @@ func (q *Queue) ack(b *batch, box *box, ids []uint64) int {
 	return len(gone)
 }
 
-// Envelope finds an envelope that waits by its hash, whether or not the owner may have it yet. When damage was found it never says that
-// one is absent: that would be signed.
+// Envelope finds an envelope that waits by its hash, whether or not the owner may have it yet. When damage was found it does not say that
+// one is absent until all promises from before have ended: that would be signed.
 func (q *Queue) Envelope(id wire.BoxID, hash [32]byte) ([]byte, bool, error) {
 	q.mu.Lock()
 	if err := q.enter(); err != nil {
@@ -284,7 +284,7 @@ func (q *Queue) Envelope(id wire.BoxID, hash [32]byte) ([]byte, bool, error) {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.damaged > 0 {
+	if q.damaged > 0 || q.now().Unix() < int64(q.state.Damaged)*daySeconds {
 		return nil, false, fmt.Errorf("mailbox: prove: some of what was kept here is damaged: %w", wire.ErrLater)
 	}
 	return nil, false, nil

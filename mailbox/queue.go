@@ -261,6 +261,7 @@ func (q *Queue) note(what string, args ...any) {
 	what = fmt.Sprintf(what, args...)
 	q.log.Error("mailbox: damage: " + what)
 	q.damaged++
+	q.state.Damaged = uint16(q.now().Unix()/daySeconds) + wire.MaxKeepDays + 2 // written with the next commit
 	if len(q.damage) < 100 {
 		q.damage = append(q.damage, what)
 	}
@@ -311,6 +312,7 @@ type QueueStats struct {
 	Refusing      bool
 	Damaged       int // how often damage was found; Damage has the first hundred
 	Damage        []string
+	DamagedUntil  time.Time // for damage was found, now or before: no absence is signed before this day; zero none
 	Failed        error
 	Tables        int64 // bytes of the engine's tables
 }
@@ -343,6 +345,9 @@ func (q *Queue) Stats() QueueStats {
 	}
 	s.CommitP50, s.CommitP99 = q.figures.quantiles()
 	s.Bytes = s.Open.Bytes + s.Vouched.Bytes
+	if q.state.Damaged != 0 {
+		s.DamagedUntil = time.Unix(int64(q.state.Damaged)*daySeconds, 0).UTC()
+	}
 	held := int64(0)
 	for _, b := range q.boxes {
 		held += b.used()

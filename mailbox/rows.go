@@ -258,9 +258,10 @@ type stateRow struct {
 	Paused     uint8  // why nothing is deleted by time
 	DrainUntil int64  // Unix seconds, 0 not draining
 	Refusing   bool   // the operator's switch: no deposits
+	Damaged    uint16 // damage was found: a day by which all that was promised until then has ended; 0 none
 }
 
-const stateSize = 1 + 8 + 4 + 8 + 8 + 8 + 8 + 2 + 2 + 8 + 1 + 8 + 1
+const stateSize = 1 + 8 + 4 + 8 + 8 + 8 + 8 + 2 + 2 + 8 + 1 + 8 + 1 + 2
 
 func (r stateRow) marshal() []byte {
 	b := be.AppendUint64(append(make([]byte, 0, stateSize), 1), r.Commit)
@@ -268,10 +269,11 @@ func (r stateRow) marshal() []byte {
 	b = be.AppendUint64(be.AppendUint64(b, uint64(r.Served)), uint64(r.Wall))
 	b = be.AppendUint64(be.AppendUint16(be.AppendUint16(b, r.Dropping), r.Dropped), uint64(r.DroppedAt))
 	b = be.AppendUint64(append(b, r.Paused), uint64(r.DrainUntil))
+	refusing := byte(0)
 	if r.Refusing {
-		return append(b, 1)
+		refusing = 1
 	}
-	return append(b, 0)
+	return be.AppendUint16(append(b, refusing), r.Damaged)
 }
 
 func parseState(b []byte) (r stateRow, err error) {
@@ -281,7 +283,7 @@ func parseState(b []byte) (r stateRow, err error) {
 	at := fields{b[1:]}
 	r.Commit, r.Boxes, r.Waiting, r.Stored = at.u64(), at.u32(), at.u64(), at.u64()
 	r.Served, r.Wall, r.Dropping, r.Dropped, r.DroppedAt = at.i64(), at.i64(), at.u16(), at.u16(), at.i64()
-	r.Paused, r.DrainUntil, r.Refusing = at.u8(), at.i64(), at.u8() == 1
+	r.Paused, r.DrainUntil, r.Refusing, r.Damaged = at.u8(), at.i64(), at.u8() == 1, at.u16()
 	return r, nil
 }
 
