@@ -303,7 +303,7 @@ func roomToOpen(cfg QueueConfig) error {
 	if err != nil {
 		return fmt.Errorf("mailbox: ask for free space: %w", err)
 	}
-	if needs := min(cfg.Limits.Reserve, 96<<20); free < needs {
+	if needs := min(cfg.Limits.Reserve, 64<<20); free < needs {
 		return fmt.Errorf("mailbox: open %s: %d MiB free, %d MiB needed to start", cfg.Dir, free>>20, needs>>20)
 	}
 	return nil
