@@ -41,6 +41,14 @@ func (a *app) printStatus(w io.Writer, st control.Status) {
 	}
 	_, _ = fmt.Fprintf(w, "%s as %s (profile %s) · up %s%s\n", sign, line(st.Name), st.Profile, a.clock.Now().Sub(st.Started).Round(time.Second), how)
 	_, _ = fmt.Fprintf(w, "  %d unread · %d waiting to go out · %d ask to be let in · store %s\n", st.Unread, st.Queued, st.Requests, st.Store.State)
+	switch st.Boxes {
+	case 0:
+		_, _ = fmt.Fprintln(w, "  no mailbox keeps your mail while you are away: sotto mailboxes")
+	case 1:
+		_, _ = fmt.Fprintln(w, "  1 mailbox keeps your mail while you are away")
+	default:
+		_, _ = fmt.Fprintf(w, "  %d mailboxes keep your mail while you are away\n", st.Boxes)
+	}
 	for _, warn := range st.Warnings {
 		_, _ = fmt.Fprintf(w, "! %s   → fix: %s\n", line(warn.Text), line(warn.Fix))
 	}

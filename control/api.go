@@ -243,6 +243,7 @@ type Status struct {
 	Net      NetStatus   `json:"net"`
 	Store    StoreStatus `json:"store"`
 	Queued   int         `json:"queued" jsonschema:"messages not delivered yet"`
+	Boxes    int         `json:"mailboxes" jsonschema:"mailboxes that keep mail for this person now"`
 	Unread   int         `json:"unread"`
 	Requests int         `json:"requests"`
 	Seq      uint64      `json:"seq" jsonschema:"last event"`

@@ -294,6 +294,15 @@ func (b Messenger) Status(ctx context.Context) (Status, error) {
 		return Status{}, FromCore(err)
 	}
 	st := Status{Name: m.Name, Account: m.Account, Queued: m.Queued, Unread: m.Unread, Requests: m.Requests, Seq: m.Seq, Clock: m.ClockOffset.Seconds()}
+	boxes, err := b.Messenger.Mailboxes(ctx)
+	if err != nil {
+		return Status{}, FromCore(err)
+	}
+	for _, m := range boxes {
+		if m.State == messenger.BoxOpen && m.Ready && m.Failing.IsZero() {
+			st.Boxes++
+		}
+	}
 	s := b.Store.Stats()
 	st.Store = StoreStatus{State: "ok", Bytes: s.Size, Free: s.Free}
 	switch {
