@@ -33,15 +33,18 @@ type figure struct {
 
 // options are the flags.
 type options struct {
-	count int           // messages of the sustained row
-	idle  time.Duration // how long the idle row watches
-	rows  int           // messages in the store of the cold start row
+	count   int           // messages of the sustained row
+	idle    time.Duration // how long the idle row watches
+	rows    int           // messages in the store of the cold start row
+	letters int           // envelopes of the rows about mailboxes
 }
 
 var rows = []row{
 	{name: "latency", want: "p50 ≤ 1.5 × S (aim 1.0)", run: latency},
 	{name: "sustained", want: "≥ 0.2 × S's rate (aim 0.4)", run: sustained},
 	{name: "contact", want: "≤ 1 s (aim 10 × one connect)", run: firstContact},
+	{name: "deposits", want: "≥ 0.5 × the engine alone (aim 0.7)", run: deposits},
+	{name: "drain", want: "≥ 0.35 × the engine alone (aim 0.6)", run: drain},
 	{name: "mail", want: "p50 ≤ 5 × the direct path's", run: byMailbox},
 	{name: "send", want: "median ≤ 50 ms", run: sendProcess},
 	{name: "start", want: "≤ 0.7 s (aim 2.5 × a bare host)", run: coldStart},
@@ -55,6 +58,7 @@ func main() {
 	o := options{}
 	flag.IntVar(&o.count, "count", 20_000, "messages of the sustained row")
 	flag.DurationVar(&o.idle, "idle", 10*time.Minute, "how long the idle row watches")
+	flag.IntVar(&o.letters, "letters", 20_000, "envelopes of the rows about mailboxes")
 	flag.IntVar(&o.rows, "messages", 50_000, "messages in the store of the start row")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	bare := flag.Bool(bareFlag, false, "start one bare host and end: the yardstick of the start row")
