@@ -166,7 +166,7 @@ func (s *stage) enter(ctx context.Context, name, part string, first bool) (*acto
 		return nil, err
 	}
 	cfg := daemon.DefaultConfig()
-	cfg.Network = daemon.NetworkConfig{Bootstrap: s.bootstrap[:1], Relays: s.relays[:1], Listen: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, AllowPrivate: true}
+	cfg.Network = daemon.NetworkConfig{Bootstrap: s.bootstrap[:1], Relays: s.relays[:1], Listen: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, AllowPrivate: true, Mailboxes: identity.MaxBoxes}
 	cfg.Store = daemon.StoreConfig{Reserve: 32 << 20, Ballast: 32 << 20}
 	if err := os.MkdirAll(filepath.Dir(home.Config), 0o700); err != nil {
 		return nil, fmt.Errorf("make the home of %s: %w", name, err)

@@ -19,6 +19,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"sotto/control"
+	"sotto/identity"
 )
 
 // Config is config.toml: the person's own file, which the program reads and never writes.
@@ -40,6 +41,7 @@ type NetworkConfig struct {
 	RelayOnly    bool     `toml:"relay_only"`    // never show an own address
 	AllowPrivate bool     `toml:"allow_private"` // closed networks and tests
 	Name         string   `toml:"name"`          // a separate network
+	Mailboxes    int      `toml:"mailboxes"`     // how many the program chooses for itself, those the person added included; 0: none
 }
 
 // StoreConfig is what the database may take, and leave.
@@ -110,7 +112,7 @@ const (
 // DefaultConfig is what holds where config.toml says nothing.
 func DefaultConfig() Config {
 	return Config{
-		Network: NetworkConfig{MDNS: true, PortMap: true},
+		Network: NetworkConfig{MDNS: true, PortMap: true, Mailboxes: identity.MaxBoxes},
 		Store:   StoreConfig{Reserve: 128 << 20, Ballast: 128 << 20},
 	}
 }
@@ -251,6 +253,9 @@ func (c Config) check(path string) error {
 	}
 	if c.Network.InnerPort != 0 && c.Network.InnerPort == c.Network.FrontPort {
 		return configError(path, "Give each its own, or leave them out.", "network.inner_port and front_port are the same")
+	}
+	if c.Network.Mailboxes < 0 || c.Network.Mailboxes > identity.MaxBoxes {
+		return configError(path, fmt.Sprintf("Use 0 to %d.", identity.MaxBoxes), "network.mailboxes: %d is out of range", c.Network.Mailboxes)
 	}
 	for name, size := range map[string]Size{"reserve": c.Store.Reserve, "ballast": c.Store.Ballast} {
 		if size < leastReserve || size > mostReserve {

@@ -151,26 +151,29 @@ func (t *tail) Write(b []byte) (int, error) {
 }
 
 // openMessenger opens the core, making this device on a first run.
-func openMessenger(opt Options, keys *identity.KeyFile, st *store.Store) (*messenger.Messenger, error) {
+func openMessenger(cfg Config, opt Options, keys *identity.KeyFile, st *store.Store) (*messenger.Messenger, error) {
 	account := keys.Seed().Account()
-	cfg := messenger.Config{Clock: opt.Clock, Log: opt.Log, Fault: opt.Fault}
-	m, err := messenger.New(st, account, cfg)
+	mc := messenger.Config{Clock: opt.Clock, Log: opt.Log, Fault: opt.Fault, Limits: messenger.Limits{Boxes: cfg.Network.Mailboxes}}
+	if cfg.Network.Mailboxes == 0 {
+		mc.Limits.Boxes = -1 // 0 would be the default
+	}
+	m, err := messenger.New(st, account, mc)
 	if !errors.Is(err, messenger.ErrNoIdentity) {
 		return m, control.FromStore(err)
 	}
 	if opt.Create == nil { // a first run that was cut off between the two
 		return nil, ErrNoIdentity
 	}
-	if err := messenger.Init(st, account, opt.Create.Name, cfg); err != nil {
+	if err := messenger.Init(st, account, opt.Create.Name, mc); err != nil {
 		return nil, control.FromStore(err)
 	}
-	m, err = messenger.New(st, account, cfg)
+	m, err = messenger.New(st, account, mc)
 	return m, control.FromStore(err)
 }
 
 // serve runs all parts until the first of them ends.
 func serve(ctx context.Context, stop func(), cfg Config, opt Options, keys *identity.KeyFile, st *store.Store) error {
-	m, err := openMessenger(opt, keys, st)
+	m, err := openMessenger(cfg, opt, keys, st)
 	if err != nil {
 		return err
 	}
