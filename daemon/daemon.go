@@ -237,7 +237,7 @@ func openNode(cfg Config, opt Options, m *messenger.Messenger) (*node.Node, erro
 	n, err := node.New(node.Config{
 		NodeKey: m.NodeKey(), Network: c.Name, InnerPort: inner, FrontPort: front, Listen: c.Listen, Bootstrap: c.Bootstrap, Relays: c.Relays,
 		AllowPrivate: c.AllowPrivate, MDNS: c.MDNS, RelayOnly: c.RelayOnly, NoPortMap: !c.PortMap, Clock: opt.Clock, Log: opt.Log,
-	}, node.Handlers{Offer: m.Offer, Envelope: m.Envelope, Bundle: m.Bundle, Up: m.Up, Moved: m.Moved, Online: m.Moved})
+	}, node.Handlers{Offer: m.Offer, Envelope: m.Envelope, Bundle: m.Bundle, Up: m.Up, Moved: m.Moved, Online: m.Online})
 	if err != nil {
 		return nil, fmt.Errorf("start the network: %w", err)
 	}

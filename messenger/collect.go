@@ -28,7 +28,7 @@ func (m *Messenger) collect(ctx context.Context, boxes Mailboxes, id [32]byte) e
 	pause := boxRetryMin
 	changed := m.boxes.watch()
 	defer m.boxes.unwatch(changed)
-	c := &collector{m: m, box: id}
+	c := &collector{m: m, box: id, unopened: map[uint64]time.Time{}}
 	for ctx.Err() == nil {
 		row, err := m.box(id)
 		if errors.Is(err, store.ErrNotFound) {
@@ -52,7 +52,7 @@ func (m *Messenger) collect(ctx context.Context, boxes Mailboxes, id [32]byte) e
 		}
 		if ctx.Err() == nil {
 			m.log.Debug("mailbox left", "err", err)
-			if err := m.clock.Wait(ctx, jitter(pause)); err != nil {
+			if err := m.waitOr(ctx, jitter(pause), changed); err != nil {
 				return nil
 			}
 		}
@@ -67,6 +67,8 @@ type collector struct {
 	box    [32]byte
 	payers payers
 	failed error // of our own store: nothing can go on
+
+	unopened map[uint64]time.Time // envelopes that could not be opened, and since when
 }
 
 // run collects over one connection until it fails. Took says that the mailbox answered.
@@ -139,8 +141,13 @@ func (c *collector) takePage(ctx context.Context, mail []wire.Mail) (done []uint
 		items, err := m.openEnvelope(one.Envelope)
 		if err != nil {
 			m.counters.unopened.Add(1)
-			final := errors.Is(err, session.ErrBad) || errors.Is(err, session.ErrUnsupported) || errors.Is(err, session.ErrTooLarge)
-			keep[i] = !final && m.mayOpenLater(one)
+			switch {
+			case errors.Is(err, session.ErrBad), errors.Is(err, session.ErrUnsupported), errors.Is(err, session.ErrTooLarge):
+			case errors.Is(err, session.ErrNotOurs):
+				keep[i] = c.mayOpenLater(one.ID)
+			default: // our own trouble
+				keep[i] = true
+			}
 			continue
 		}
 		for _, item := range items {
@@ -165,7 +172,7 @@ func (c *collector) takePage(ctx context.Context, mail []wire.Mail) (done []uint
 		case wire.CodeLost:
 			to(answers, p.got.from, p.claims).lose(p.item)
 		default:
-			keep[p.mail] = keep[p.mail] || m.mayOpenLater(mail[p.mail])
+			keep[p.mail] = keep[p.mail] || ownTrouble(err) || c.mayOpenLater(mail[p.mail].ID)
 		}
 	}
 	if err := m.queueAnswers(ctx, answers, paid); err != nil {
@@ -208,9 +215,25 @@ func (c *collector) payer(one wire.Mail) ([]identity.AccountID, *payer, error) {
 }
 
 // mayOpenLater reports whether an envelope that does not open now is left where it is.
-func (m *Messenger) mayOpenLater(one wire.Mail) bool {
-	age := m.clock.Now().Sub(time.Unix(one.Arrived, 0))
-	return age < unopenedFor
+func (c *collector) mayOpenLater(id uint64) bool {
+	now := c.m.clock.Now()
+	since, known := c.unopened[id]
+	if !known {
+		if len(c.unopened) >= maxUnopened {
+			clear(c.unopened) // forgotten ones are only kept longer
+		}
+		c.unopened[id] = now
+		return true
+	}
+	return now.Sub(since) < unopenedFor
+}
+
+// maxUnopened is how many envelopes are remembered as unopened.
+const maxUnopened = 10_000
+
+// ownTrouble tells what hinders this node, such as a full disk, from what is wrong with an item.
+func ownTrouble(err error) bool {
+	return err != nil && !errors.Is(err, errRefused) && !errors.Is(err, wire.ErrLost) && !errors.Is(err, wire.ErrLater) && !session.Passing(err)
 }
 
 // receiveMail is Receive for an item that somebody's token paid for: another may have been given it.

@@ -258,7 +258,7 @@ func (m *Messenger) waitingFor(tx *store.Tx, h *holding, now time.Time) error {
 			case len(out.Item) == 0 || m.expired(out, now) || size >= batchBytes:
 			case !slices.ContainsFunc(h.boxes, func(b identity.Box) bool { return m.lacks(out, b.ID, now) }):
 				for _, c := range out.Custody { // until one of them is to be renewed
-					h.again(max(c.Until.Sub(now)-m.limits.RenewBefore, time.Minute))
+					h.again(max(m.renewAt(c).Sub(now), time.Minute))
 				}
 			case !m.holder.isAway(acct) && age >= 0 && age < m.limits.Hedge:
 				h.again(m.limits.Hedge - age)
@@ -285,11 +285,23 @@ func (h *holding) again(d time.Duration) {
 func (m *Messenger) lacks(out store.Outgoing, box [32]byte, now time.Time) bool {
 	for _, c := range out.Custody {
 		if c.Box == box {
-			return c.Until.Sub(now) < m.limits.RenewBefore && (out.Expires.IsZero() || out.Expires.After(c.Until))
+			return m.renewAt(c).Before(now) && (out.Expires.IsZero() || out.Expires.After(c.Until))
 		}
 	}
 	return true
 }
+
+// renewAt is when an entry is left at a mailbox anew: in time, but not again and again at one that keeps mail for a day.
+func (m *Messenger) renewAt(c store.Custody) time.Time {
+	at, soonest := c.Until.Add(-m.limits.RenewBefore), c.At.Add(renewPause)
+	if at.Before(soonest) {
+		return soonest
+	}
+	return at
+}
+
+// renewPause is how long an entry is left alone at a mailbox that took it.
+const renewPause = 12 * time.Hour
 
 // holdBatch packs entries and leaves each pack at every mailbox that lacks one of it. Left says that it makes sense to look again at once.
 func (m *Messenger) holdBatch(ctx context.Context, boxes Mailboxes, h holding) (left bool, err error) {
@@ -447,7 +459,7 @@ func (m *Messenger) leave(ctx context.Context, boxes Mailboxes, card identity.Ca
 	if err != nil {
 		return store.Custody{}, err
 	}
-	return store.Custody{Box: box.ID, Hash: sha256.Sum256(env), Until: time.Unix(receipt.HeldUntil, 0)}, nil
+	return store.Custody{Box: box.ID, Hash: sha256.Sum256(env), Until: time.Unix(receipt.HeldUntil, 0), At: m.clock.Now()}, nil
 }
 
 // kept notes mailboxes' promises on each entry that still waits. What only acknowledges needs no more than one.

@@ -22,6 +22,12 @@ const (
 // Moved takes note that the node's addresses may have changed.
 func (m *Messenger) Moved() { poke(m.moved) }
 
+// Online takes note that the network can be reached again: mail may wait at our mailboxes.
+func (m *Messenger) Online() {
+	m.Moved()
+	m.boxes.poke()
+}
+
 // signedReach is where this node is, signed, and its number; 0 until the network was asked.
 func (m *Messenger) signedReach() (uint64, []byte) {
 	m.mu.Lock()

@@ -41,6 +41,7 @@ type Custody struct {
 	Box   [32]byte  `cbor:"1,keyasint"`
 	Hash  [32]byte  `cbor:"2,keyasint"` // of the envelope
 	Until time.Time `cbor:"3,keyasint"`
+	At    time.Time `cbor:"4,keyasint"` // when it was left there
 }
 
 // String keeps the acknowledgement and the item out of logs.
