@@ -55,6 +55,9 @@ type VolunteerConfig struct {
 	MDNS            bool   // announce the DHT host on the local network
 	MaxUsers        int    // 1000
 	MaxRecords      int    // 100 000
+	NoRelay         bool   // pass nothing on
+	NoDHT           bool   // keep no records and answer no look-ups; the DHT host still lists volunteers
+	NoAutoNAT       bool   // tell nobody whether it can be reached
 	DataDir         string // of the DHT's records; "" keeps them in memory
 
 	Clock   clock.Clock
@@ -164,8 +167,12 @@ func (v *Volunteer) newHost(role Role, key ed25519.PrivateKey, port int, announc
 		libp2p.ConnectionManager(conns), libp2p.ResourceManager(resources),
 		libp2p.ForceReachabilityPublic(), libp2p.UDPBlackHoleSuccessCounter(nil))
 	if role == RoleService {
-		opts = append(opts, libp2p.EnableRelayService(relayv2.WithResources(relayResources(users))),
-			libp2p.EnableNATService(), libp2p.AutoNATServiceRateLimit(300, 6, time.Minute), libp2p.EnableAutoNATv2())
+		if !v.cfg.NoRelay {
+			opts = append(opts, libp2p.EnableRelayService(relayv2.WithResources(relayResources(users))))
+		}
+		if !v.cfg.NoAutoNAT {
+			opts = append(opts, libp2p.EnableNATService(), libp2p.AutoNATServiceRateLimit(300, 6, time.Minute), libp2p.EnableAutoNATv2())
+		}
 	}
 	if len(announce) > 0 {
 		var list []ma.Multiaddr
@@ -241,9 +248,13 @@ func (v *Volunteer) newDHT() (*dual.DHT, error) {
 	v.store = store
 	v.capped = newCappedStore(store, v.cfg.MaxRecords, count, &v.counts)
 	check := validator{now: v.clock.Now, counts: &v.counts}
+	mode := dht.ModeServer
+	if v.cfg.NoDHT {
+		mode = dht.ModeClient
+	}
 	opts := []dual.Option{
 		dual.DHTOption(kadOptions(v.proto.prefix, check, v.capped, 5*time.Second, newRateLimit(putRate, putBurst, 4096))...),
-		dual.DHTOption(dht.Mode(dht.ModeServer)), dual.LanDHTOption(lanProtocol()),
+		dual.DHTOption(dht.Mode(mode)), dual.LanDHTOption(lanProtocol()),
 	}
 	if v.cfg.AllowPrivate {
 		opts = append(opts, dual.DHTOption(anyAddress()...))

@@ -33,7 +33,21 @@ type Config struct {
 	AllowPrivate bool     `toml:"allow_private" json:"allow_private"` // serve a closed network with private addresses
 	MDNS         bool     `toml:"mdns" json:"mdns"`                   // announce on the local network
 	Network      string   `toml:"network" json:"network"`             // name of a separate test network
+	Services     Services `toml:"services" json:"services"`
+	Metrics      Metrics  `toml:"metrics" json:"metrics"`
 	Mailbox      Mailbox  `toml:"mailbox" json:"mailbox"`
+}
+
+// Services are what the volunteer does besides keeping mail; each can be switched off.
+type Services struct {
+	Relay   bool `toml:"relay" json:"relay"`     // pass on what people behind routers say to each other
+	DHT     bool `toml:"dht" json:"dht"`         // keep records and answer look-ups: what makes it a bootstrap
+	AutoNAT bool `toml:"autonat" json:"autonat"` // tell people whether they can be reached
+}
+
+// Metrics is where a monitoring program on this machine reads figures.
+type Metrics struct {
+	Listen string `toml:"listen" json:"listen"` // loopback address and port; empty: nowhere
 }
 
 // Mailbox is what the volunteer keeps for people who are away.
@@ -62,7 +76,8 @@ const configName = "config.toml"
 func defaultConfig() Config {
 	return Config{
 		Port: defaultPort, DHTPort: defaultDHTPort, MaxUsers: 1000, MaxRecords: 100_000,
-		Mailbox: Mailbox{Enabled: true, Mode: "open", Quota: 10 << 10, Reserve: 512, Boxes: 20_000, BoxSize: 64, BoxCount: 4096, KeepDays: 30, RegisterBits: 20, StrangerBits: 22},
+		Services: Services{Relay: true, DHT: true, AutoNAT: true},
+		Mailbox:  Mailbox{Enabled: true, Mode: "open", Quota: 10 << 10, Reserve: 512, Boxes: 20_000, BoxSize: 64, BoxCount: 4096, KeepDays: 30, RegisterBits: 20, StrangerBits: 22},
 	}
 }
 
@@ -123,6 +138,9 @@ func (c Config) check() error {
 	if err := c.Mailbox.check(); err != nil {
 		return err
 	}
+	if err := c.Metrics.check(); err != nil {
+		return err
+	}
 	for _, a := range c.Listen {
 		if _, err := netip.ParseAddr(a); err != nil {
 			return fmt.Errorf("listen %q: want an IP address", a)
@@ -143,6 +161,21 @@ func (c Config) check() error {
 	}
 	if strings.ContainsAny(c.Network, "/ _") || len(c.Network) > 32 {
 		return fmt.Errorf("network %q: want a short word", c.Network)
+	}
+	return nil
+}
+
+// check refuses an address that others could reach: figures are for this machine.
+func (m Metrics) check() error {
+	if m.Listen == "" {
+		return nil
+	}
+	at, err := netip.ParseAddrPort(m.Listen)
+	if err != nil {
+		return fmt.Errorf("metrics.listen = %q: want an address of this machine and a port, as in \"127.0.0.1:9464\"", m.Listen)
+	}
+	if !at.Addr().IsLoopback() {
+		return fmt.Errorf("metrics.listen = %q: only loopback addresses (127.0.0.1, [::1]) are taken: who watches from elsewhere reads it through a proxy or a tunnel", m.Listen)
 	}
 	return nil
 }
@@ -245,6 +278,7 @@ func (c *Config) flags(f *pflag.FlagSet) {
 	f.BoolVar(&c.Mailbox.Enabled, "mailbox", c.Mailbox.Enabled, "keep mail for people who are away")
 	f.StringVar(&c.Mailbox.Mode, "mailbox-mode", c.Mailbox.Mode, "who gets a mailbox: open, invite, allowlist, closed")
 	f.IntVar(&c.Mailbox.Quota, "mailbox-quota", c.Mailbox.Quota, "MiB of disk for mail")
+	f.StringVar(&c.Metrics.Listen, "metrics", c.Metrics.Listen, "loopback address and port for /metrics and /healthz, as in 127.0.0.1:9464")
 	f.StringVar(&c.Network, "network", c.Network, "name of a separate test network")
 }
 
@@ -257,6 +291,7 @@ func merge(file, given Config, f *pflag.FlagSet) Config {
 		"allow-private": func() { file.AllowPrivate = given.AllowPrivate }, "mdns": func() { file.MDNS = given.MDNS },
 		"network": func() { file.Network = given.Network }, "mailbox": func() { file.Mailbox.Enabled = given.Mailbox.Enabled },
 		"mailbox-mode": func() { file.Mailbox.Mode = given.Mailbox.Mode }, "mailbox-quota": func() { file.Mailbox.Quota = given.Mailbox.Quota },
+		"metrics": func() { file.Metrics.Listen = given.Metrics.Listen },
 	}
 	f.Visit(func(flag *pflag.Flag) {
 		if take := set[flag.Name]; take != nil {
@@ -267,7 +302,7 @@ func merge(file, given Config, f *pflag.FlagSet) Config {
 }
 
 func (a *app) configCheckCommand() *cobra.Command {
-	return &cobra.Command{Use: "check", Short: "Check config.toml, keys and ports without serving", Args: cobra.NoArgs, RunE: func(*cobra.Command, []string) error {
+	return &cobra.Command{Use: "check", Short: "Check config.toml, keys and ports without serving", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		c, err := loadConfig(a.home)
 		if err != nil {
 			return err
@@ -275,7 +310,7 @@ func (a *app) configCheckCommand() *cobra.Command {
 		if _, err := readKeys(a.home); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return failed(exitFailed, "keys", "Keys are files of mode 0600 in "+a.home, err)
 		}
-		running := a.running()
+		running := a.running(cmd.Context())
 		if !running {
 			if err := c.portsFree(); err != nil {
 				return failed(exitFailed, "port", "Choose others with port and dht_port in "+filepath.Join(a.home, configName), err)

@@ -19,21 +19,21 @@ import (
 	"sotto/node"
 )
 
-// keeper is the mailbox of a volunteer: a queue on disk and the server in front of it. Its zero value is none.
+// keeper is the mailbox of a volunteer: a queue on disk, the server in front of it, and what it did lately. Its zero value is none.
 type keeper struct {
 	queue  *mailbox.Queue
-	server *mailbox.Server
+	server *mailbox.Server // nil: the queue was opened by a command, and nobody serves it
+	past   *history
+	policy policy
 }
 
-// openMailbox opens the queue in the home and puts its server on the volunteer's service host.
-func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, log *slog.Logger) (k keeper, err error) {
-	m := c.Mailbox
-	if !m.Enabled {
-		return k, nil
-	}
-	const mib = 1 << 20
+const mib = 1 << 20
+
+func (a *app) mailboxDir() string { return filepath.Join(a.home, "mailbox") }
+
+func (a *app) queueConfig(m Mailbox, log *slog.Logger) mailbox.QueueConfig {
 	qc := mailbox.QueueConfig{
-		Dir: filepath.Join(a.home, "mailbox"), Clock: clock.FromEnv(), Fault: fault.FromEnv(), Log: log, Offset: v.ClockOffset, Inspect: mailbox.InspectRecord,
+		Dir: a.mailboxDir(), Clock: clock.FromEnv(), Fault: fault.FromEnv(), Log: log, Inspect: mailbox.InspectRecord,
 		Limits: mailbox.Limits{
 			Ceiling: int64(m.Quota) * mib, Boxes: m.Boxes, MaxBytes: uint64(m.BoxSize) * mib, MaxCount: uint32(m.BoxCount), KeepDays: uint16(m.KeepDays),
 			Reserve: int64(m.Reserve) * mib,
@@ -46,13 +46,27 @@ func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, l
 	if a.env.Program != "" {
 		qc.Probe = guard(a.env.Program)
 	}
+	return qc
+}
+
+// openMailbox opens the queue in the home and puts its server on the volunteer's service host.
+func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, log *slog.Logger) (k keeper, err error) {
+	m := c.Mailbox
+	if !m.Enabled {
+		return k, nil
+	}
+	qc := a.queueConfig(m, log)
+	qc.Offset = v.ClockOffset
 	if k.queue, err = mailbox.OpenQueue(qc); err != nil {
 		return keeper{}, err
 	}
+	k.policy, k.past = c.policy(), newHistory(qc.Clock, k.queue)
 	sc := mailbox.ServerConfig{Key: key, Put: v.PutRecord, Clock: qc.Clock, Log: log}
 	sc.Terms.Mode, err = mailbox.ParseMode(m.Mode)
 	sc.Terms.RegisterBits, sc.Terms.StrangerBits, sc.Terms.Note = uint8(m.RegisterBits), uint8(m.StrangerBits), m.Note
-	sc.Terms.Flags = mailbox.FlagRelay
+	if c.Services.Relay {
+		sc.Terms.Flags = mailbox.FlagRelay
+	}
 	if err == nil {
 		k.server, err = mailbox.NewServer(k.queue, v.Service(), c.Network, sc)
 	}
@@ -67,54 +81,16 @@ func (k keeper) run(ctx context.Context) error {
 	if k.queue == nil {
 		return nil
 	}
-	return errors.Join(mailbox.Run(ctx, k.queue, k.server), k.queue.Close())
-}
-
-// mailboxStatus is the mailbox's part of status. It names no box and no address.
-type mailboxStatus struct {
-	Boxes       int                  `json:"boxes"`
-	Waiting     int                  `json:"waiting"` // envelopes
-	Bytes       int64                `json:"bytes"`
-	Ceiling     int64                `json:"ceiling"`
-	Unaccounted int64                `json:"unaccounted"` // must be 0
-	Accepted    uint64               `json:"accepted"`    // since the start, as what follows
-	Fetched     uint64               `json:"fetched"`
-	Acked       uint64               `json:"acked"`
-	Expired     uint64               `json:"expired"`
-	CommitP50   float64              `json:"commit_p50_ms"`
-	CommitP99   float64              `json:"commit_p99_ms"`
-	Wrong       []string             `json:"wrong,omitempty"` // what keeps it from serving, in words
-	Refused     map[string]uint64    `json:"refused"`         // by the queue
-	Server      mailbox.ServerStatus `json:"server"`
-}
-
-func (k keeper) status() *mailboxStatus {
-	if k.queue == nil {
-		return nil
-	}
-	q := k.queue.Stats()
-	s := &mailboxStatus{
-		Boxes: q.Boxes, Waiting: q.Waiting, Bytes: q.Bytes, Ceiling: q.Ceiling, Unaccounted: q.Unaccounted,
-		Accepted: q.Accepted, Fetched: q.Fetched, Acked: q.Acked, Expired: q.Expired, CommitP50: q.CommitP50.Seconds() * 1000, CommitP99: q.CommitP99.Seconds() * 1000,
-		Refused: q.Refused, Server: k.server.Status(),
-	}
-	for _, w := range []struct {
-		is   bool
-		what string
-	}{
-		{q.Failed != nil, fmt.Sprintf("a write failed, and nothing is taken until the next start: %v", q.Failed)},
-		{q.Damaged > 0, fmt.Sprintf("damage was found %d times", q.Damaged)},
-		{q.Unaccounted != 0, fmt.Sprintf("the accounts are %d bytes off", q.Unaccounted)},
-		{q.Full, "the disk is too full to take more"},
-		{q.Refusing, "takes no deposits, as it was told"},
-		{!q.DrainUntil.IsZero(), "takes nothing new, and ends " + q.DrainUntil.Format("2006-01-02 15:04 UTC")},
-		{q.Paused != "", q.Paused},
-	} {
-		if w.is {
-			s.Wrong = append(s.Wrong, w.what)
-		}
-	}
-	return s
+	remember, stop := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.past.run(remember)
+	}()
+	err := mailbox.Run(ctx, k.queue, k.server)
+	stop()
+	<-done
+	return errors.Join(err, k.queue.Close())
 }
 
 const probeCommand = "probe-queue"

@@ -62,7 +62,7 @@ func TestServeKeepsAMailboxThatComesBackWithItsBoxes(t *testing.T) {
 	if err := json.Unmarshal([]byte(got), &now); code != 0 || err != nil || now.Mailbox == nil || now.Mailbox.Boxes != 1 || now.Mailbox.Unaccounted != 0 || len(now.Mailbox.Wrong) != 0 {
 		t.Errorf("status: %d, %v, %s", code, err, got)
 	}
-	if code, got, _ = run(t, context.Background(), "status", "--home", home); code != 0 || !strings.Contains(got, "mailbox 1 boxes") {
+	if code, got, _ = run(t, context.Background(), "status", "--home", home); code != 0 || !strings.Contains(got, "serving 1 box") {
 		t.Errorf("status in words: %d, %s", code, got)
 	}
 	if code := stop(); code != 0 {

@@ -1,6 +1,6 @@
-// Package operator is the volunteer's commands: serve, status, config check, version.
+// Package operator is the volunteer's commands: quickstart, serve, and those that look after what serves.
 //
-// Begin with Main, then serve.go. Its binary holds no code that could open a message: a test lists its dependencies.
+// Begin with Main, then serve.go; commands that ask what serves go through socket.go to obey.go. Its binary holds no code that could open a message: a test lists its dependencies.
 package operator
 
 import (
@@ -103,7 +103,8 @@ func (a *app) command() *cobra.Command {
 	config := &cobra.Command{Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	config.AddCommand(a.configCheckCommand())
-	root.AddCommand(a.serveCommand(), a.statusCommand(), config, a.versionCommand(), a.probeQueueCommand())
+	root.AddCommand(a.quickstartCommand(), a.serveCommand(), a.statusCommand(), a.statsCommand(), a.quotaCommand(), a.clientsCommand(), a.policyCommand(),
+		a.drainCommand(), a.resumeCommand(), a.backupCommand(), a.verifyCommand(), a.healthCommand(), config, a.versionCommand(), a.probeQueueCommand())
 	return root
 }
 

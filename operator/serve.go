@@ -41,7 +41,7 @@ func (a *app) serveCommand() *cobra.Command {
 
 // serve: keys, then the volunteer, then the status socket, then one line that says so; then until ctx ends.
 func (a *app) serve(ctx context.Context, c Config) error {
-	if a.running() {
+	if a.running(ctx) {
 		return failed(exitRefused, "running", "See: sotto-mailbox status --home "+a.home, fmt.Errorf("a volunteer runs in %s already", a.home))
 	}
 	k, err := openKeys(a.home, rand.Reader)
@@ -57,6 +57,7 @@ func (a *app) serve(ctx context.Context, c Config) error {
 		ServicePort: orAny(c.Port), DHTPort: orAny(c.DHTPort), Listen: c.listen(),
 		AnnounceService: c.announced(c.Port), AnnounceDHT: c.announced(c.DHTPort), Peers: c.Peers,
 		AllowPrivate: c.AllowPrivate, MDNS: c.MDNS, MaxUsers: c.MaxUsers, MaxRecords: c.MaxRecords,
+		NoRelay: !c.Services.Relay, NoDHT: !c.Services.DHT, NoAutoNAT: !c.Services.AutoNAT,
 		DataDir: filepath.Join(a.home, "records"), Clock: clock.FromEnv(), Log: log,
 	})
 	if err != nil {
@@ -70,7 +71,16 @@ func (a *app) serve(ctx context.Context, c Config) error {
 	defer cancel()
 	ran := make(chan error, 1)
 	go func() { ran <- a.runAll(ctx, v, box) }()
-	socket, err := a.serveStatus(ctx, func() status { return status{v.Status(), box.status()} })
+	began := clock.FromEnv().Now().UTC()
+	now := func() status {
+		return status{VolunteerStatus: v.Status(), Since: began, Services: c.Services, Mailbox: box.status()}
+	}
+	socket, err := a.serveSocket(ctx, func(ctx context.Context, o order) (any, error) {
+		if o.Do == orderStatus {
+			return now(), nil
+		}
+		return box.obey(ctx, o)
+	}, box.backup)
 	if err != nil {
 		_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: status will not work: %v\n", err)
 	}

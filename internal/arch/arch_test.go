@@ -36,7 +36,7 @@ var imports = map[string][]string{
 	"messenger":           {"identity", "session", "group", "store", "wire", "record"},
 	"node":                {"identity", "wire", "record"},
 	"mailbox":             {"identity", "wire", "record", "internal/disk", "internal/engine"},
-	"operator":            {"node", "mailbox", "identity"},
+	"operator":            {"node", "mailbox", "identity", "internal/disk"},
 	"group":               {"identity", "wire"},
 	"session":             {"identity"},
 	"store":               {"internal/disk", "internal/engine"},
