@@ -147,7 +147,7 @@ func (q *Queue) Backup(ctx context.Context, to io.Writer) (rows uint64, err erro
 		if err := ctx.Err(); err != nil {
 			return w.rows, fmt.Errorf("mailbox: back up: %w", err)
 		}
-		err := it.Item().Value(func(v []byte) error { return w.row(it.Item().Key(), ahead(it.Item().Key(), v)) })
+		err := it.Item().Value(func(v []byte) error { return w.row(it.Item().Key(), q.ahead(it.Item().Key(), v)) })
 		if err != nil {
 			return w.rows, fmt.Errorf("mailbox: back up: %w", err)
 		}
@@ -155,17 +155,22 @@ func (q *Queue) Backup(ctx context.Context, to io.Writer) (rows uint64, err erro
 	return w.rows, w.end()
 }
 
-// ahead lets the numbers of a box jump.
-func ahead(k, v []byte) []byte {
-	if k[0] != rowBox {
-		return v
+// ahead makes a row of a backup honest about what comes after it: numbers of a box jump, and no absence is signed until what was promised
+// within a month after it has ended, for a restored queue does not know that mail.
+func (q *Queue) ahead(k, v []byte) []byte {
+	switch k[0] {
+	case rowBox:
+		if row, err := parseBox(v); err == nil {
+			row.Next += lostSkip
+			return row.marshal()
+		}
+	case rowState:
+		if row, err := parseState(v); err == nil {
+			row.Damaged = max(row.Damaged, uint16(q.now().Unix()/daySeconds)+2*(wire.MaxKeepDays+1))
+			return row.marshal()
+		}
 	}
-	row, err := parseBox(v)
-	if err != nil {
-		return v
-	}
-	row.Next += lostSkip
-	return row.marshal()
+	return v
 }
 
 type rowWriter struct {

@@ -76,6 +76,14 @@ func (a *app) openMailbox(c Config, key ed25519.PrivateKey, v *node.Volunteer, l
 	return k, nil
 }
 
+// close ends what never ran.
+func (k keeper) close() error {
+	if k.queue == nil {
+		return nil
+	}
+	return k.queue.Close()
+}
+
 // run serves until ctx ends or the queue fails.
 func (k keeper) run(ctx context.Context) error {
 	if k.queue == nil {

@@ -180,6 +180,7 @@ type mailboxStatus struct {
 	Free        int64                `json:"free"`    // of the disk
 	Tables      int64                `json:"tables"`  // bytes of the database's files
 	Damaged     int                  `json:"damaged"`
+	DamagedTill time.Time            `json:"damaged_until,omitzero"` // no absence is certified before: mail may be missing
 	DrainUntil  time.Time            `json:"drain_until,omitzero"`
 	Refused     map[string]uint64    `json:"refused"` // by the queue
 	Wrong       []problem            `json:"wrong,omitempty"`
@@ -210,7 +211,7 @@ func (k keeper) status() *mailboxStatus {
 		Boxes: q.Boxes, Waiting: q.Waiting, Bytes: q.Bytes, Ceiling: q.Ceiling, Unaccounted: q.Unaccounted, Open: poolOf(q.Open), Vouched: poolOf(q.Vouched),
 		Oldest: q.Oldest, Days: []dayUse{}, Accepted: q.Accepted, Fetched: q.Fetched, Acked: q.Acked, Expired: q.Expired,
 		Commits: q.Commits, CommitP50: q.CommitP50.Seconds() * 1000, CommitP99: q.CommitP99.Seconds() * 1000, Pending: q.Pending,
-		Garbage: q.Garbage, Free: q.Free, Tables: q.Tables, Damaged: q.Damaged, DrainUntil: q.DrainUntil, Refused: q.Refused,
+		Garbage: q.Garbage, Free: q.Free, Tables: q.Tables, Damaged: q.Damaged, DamagedTill: q.DamagedUntil, DrainUntil: q.DrainUntil, Refused: q.Refused,
 		Policy: k.policy, Wrong: wrong(q),
 	}
 	for _, d := range q.Days {
@@ -228,6 +229,9 @@ func (k keeper) status() *mailboxStatus {
 	return s
 }
 
+// hangs is how long a write may take before it counts as one that will not come back.
+const hangs = time.Minute
+
 // wrong names what keeps the mailbox from serving, worst first.
 func wrong(q mailbox.QueueStats) (list []problem) {
 	full := q.Ceiling > 0 && (q.Open.Bytes > q.Open.Limit/10*9 || q.Vouched.Bytes > q.Vouched.Limit/10*9)
@@ -237,9 +241,11 @@ func wrong(q mailbox.QueueStats) (list []problem) {
 	}{
 		{q.Failed != nil, problem{fmt.Sprintf("a write failed, and nothing is taken or given until the next start: %v", q.Failed),
 			"look at the disk (dmesg), then restart the volunteer: systemctl restart sotto-mailbox", true}},
+		{q.Stuck > hangs, problem{fmt.Sprintf("a write hangs since %s", q.Stuck.Round(time.Second)), "look at the disk (dmesg, iostat); a restart helps only if it answers again", true}},
 		{q.Unaccounted != 0, problem{fmt.Sprintf("the accounts are %d bytes off", q.Unaccounted), "restart the volunteer, which counts anew, and report it", true}},
 		{q.Damaged > 0, problem{fmt.Sprintf("damage was found %d times; what is whole is served", q.Damaged),
 			"sotto-mailbox backup DIR, then stop the volunteer and run sotto-mailbox verify; look at the disk (smartctl)", false}},
+		{q.Damaged == 0 && !q.DamagedUntil.IsZero(), problem{"a backup was restored or damage was found before, so mail may be missing: no absence of mail is certified until " + q.DamagedUntil.Format(time.DateOnly), "", false}},
 		{q.Full, problem{fmt.Sprintf("the disk is too full to take more: %s are free", size(q.Free)),
 			"free some of the disk, or lend less: sotto-mailbox quota set SIZE; [mailbox] reserve says how much stays free", false}},
 		{full && !q.Full, problem{fmt.Sprintf("the quota is nearly used up: open boxes %s of %s, vouched ones %s of %s",

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 
@@ -98,7 +99,7 @@ func (a *app) command() *cobra.Command {
 	}
 	root.SetOut(a.env.Stdout)
 	root.SetErr(a.env.Stderr)
-	root.PersistentFlags().StringVar(&a.home, "home", a.defaultHome(), "directory of keys, config.toml and records")
+	root.PersistentFlags().StringVar(&a.home, "home", a.defaultHome(), "directory of keys, config.toml, records and mail")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print JSON")
 	config := &cobra.Command{Use: "config", Short: "Look at the configuration", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
@@ -108,10 +109,13 @@ func (a *app) command() *cobra.Command {
 	return root
 }
 
-// defaultHome is systemd's state directory where there is one, or the user's data directory.
+// defaultHome is systemd's state directory where there is one, for root the one that the unit uses, or the user's data directory.
 func (a *app) defaultHome() string {
 	if d := a.env.Getenv("STATE_DIRECTORY"); d != "" {
 		return d
+	}
+	if _, err := os.Stat(systemHome); err == nil && os.Geteuid() == 0 {
+		return systemHome
 	}
 	return filepath.Join(xdg.DataHome, "sotto-mailbox")
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -22,7 +23,8 @@ func (a *app) serveCommand() *cobra.Command {
 	given := defaultConfig()
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the volunteer until it is stopped", Args: cobra.NoArgs,
-		Long: "Run the volunteer until it is stopped. Keys are made at the first start. What the flags say wins over\nconfig.toml in the home directory.",
+		Example: "  sotto-mailbox serve --announce volunteer.example.org\n  sotto-mailbox serve --listen 127.0.0.1 --allow-private        to try it on this machine",
+		Long:    "Run the volunteer until it is stopped. Keys are made at the first start. What the flags say wins over\nconfig.toml in the home directory.",
 	}
 	given.flags(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -69,12 +71,17 @@ func (a *app) serve(ctx context.Context, c Config) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ran := make(chan error, 1)
-	go func() { ran <- a.runAll(ctx, v, box) }()
 	began := clock.FromEnv().Now().UTC()
 	now := func() status {
 		return status{VolunteerStatus: v.Status(), Since: began, Services: c.Services, Mailbox: box.status()}
 	}
+	figures, err := listenMetrics(c.Metrics, now)
+	if err != nil {
+		cause := errors.Join(err, box.close(), v.Close())
+		return failed(exitFailed, "metrics", "Choose another port under [metrics] in "+configName+", or end who has it.", cause)
+	}
+	ran := make(chan error, 1)
+	go func() { ran <- a.runAll(ctx, v, box, figures) }()
 	socket, err := a.serveSocket(ctx, func(ctx context.Context, o order) (any, error) {
 		if o.Do == orderStatus {
 			return now(), nil
@@ -84,14 +91,17 @@ func (a *app) serve(ctx context.Context, c Config) error {
 	if err != nil {
 		_, _ = fmt.Fprintf(a.env.Stderr, "sotto-mailbox: status will not work: %v\n", err)
 	}
+	var told sync.WaitGroup
 	err = a.announce(v.Status(), c)
 	if err == nil {
+		told.Go(func() { a.keepNotified(ctx, clock.FromEnv()) })
 		err = <-ran
 	} else {
 		cancel()
 		err = errors.Join(err, <-ran)
 	}
 	cancel()
+	told.Wait()
 	if socket != nil {
 		<-socket
 	}
@@ -102,7 +112,7 @@ func (a *app) serve(ctx context.Context, c Config) error {
 }
 
 // runAll ends everything when one part ends; the mailbox ends before the hosts it is served on.
-func (a *app) runAll(ctx context.Context, v *node.Volunteer, box keeper) error {
+func (a *app) runAll(ctx context.Context, v *node.Volunteer, box keeper, figures *metrics) error {
 	hosts, stopHosts := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopHosts()
 	ctx, cancel := context.WithCancel(ctx)
@@ -112,12 +122,15 @@ func (a *app) runAll(ctx context.Context, v *node.Volunteer, box keeper) error {
 		defer cancel()
 		ran <- v.Run(hosts)
 	}()
+	shown := make(chan error, 1)
+	go func() { shown <- figures.run(ctx) }() // its end ends nothing else
 	err := box.run(ctx)
 	if box.queue == nil {
 		<-ctx.Done()
 	}
+	cancel()
 	stopHosts()
-	return errors.Join(err, <-ran)
+	return errors.Join(err, <-ran, <-shown)
 }
 
 func orAny(port int) int {
@@ -142,6 +155,14 @@ func (a *app) announce(s node.VolunteerStatus, c Config) error {
 	closed := ""
 	if !public(best[0]) { // nobody passes such an address on, or takes it from others, unless told to
 		closed = " and allow_private = true"
+	}
+	if !c.Services.DHT {
+		err := a.print(map[string]any{"event": "serving", "bootstrap": []string{}, "service": s.Service},
+			"serving up to %d people, without DHT · next: sotto mailboxes add %s\n", c.MaxUsers, bestFirst(s.Service)[0])
+		if err == nil && a.env.Serving != nil {
+			a.env.Serving(s)
+		}
+		return err
 	}
 	err := a.print(map[string]any{"event": "serving", "bootstrap": best, "service": s.Service},
 		"serving up to %d people · bootstrap: %s · next: people put bootstrap = [%q]%s under [network] in the file that \"sotto config path\" names\n",
