@@ -81,14 +81,6 @@ func (m *metrics) run(ctx context.Context) error {
 	return nil
 }
 
-// close ends what never ran.
-func (m *metrics) close() error {
-	if m == nil {
-		return nil
-	}
-	return m.listener.Close()
-}
-
 // figures is the status as Prometheus reads it.
 type figures struct{ now func() status }
 
