@@ -20,6 +20,7 @@ func (a *app) mailboxesCommand() *cobra.Command {
 	add.RunE = a.run(func(cmd *cobra.Command, args []string) error {
 		return a.mailbox(cmd, needRunning, "mailbox.add", control.MailboxParams{Addr: args[0], Voucher: *voucher}, func(_ io.Writer, m control.Mailbox) {
 			a.say("%s is being asked. Your contacts are told once it has agreed: sotto mailboxes list", m.ID)
+			a.say("If its operator keeps a list of who may: %s", m.Key)
 		})
 	})
 	c.AddCommand(

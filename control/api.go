@@ -78,6 +78,7 @@ type Mailbox struct {
 	V       int       `json:"v"`
 	ID      string    `json:"id"`
 	Addr    string    `json:"addr"`
+	Key     string    `json:"key" jsonschema:"what the operator of a mailbox with a list of allowed keys puts there"`
 	State   string    `json:"state" jsonschema:"new: not registered yet; open; leaving: dropped, read until mail to it must have come"`
 	Ready   bool      `json:"ready" jsonschema:"contacts are told of it"`
 	Chosen  bool      `json:"chosen" jsonschema:"by the program, because you named none or too few"`

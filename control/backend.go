@@ -374,7 +374,7 @@ func message(m messenger.Message) Message {
 }
 
 func mailbox(m messenger.Mailbox) Mailbox {
-	return Mailbox{V: 1, ID: m.ID, Addr: m.Addr, State: m.State, Ready: m.Ready, Chosen: m.Chosen, Since: m.Since.UTC(), Seen: m.Seen.UTC(), Failing: m.Failing.UTC(),
+	return Mailbox{V: 1, ID: m.ID, Addr: m.Addr, Key: m.Key, State: m.State, Ready: m.Ready, Chosen: m.Chosen, Since: m.Since.UTC(), Seen: m.Seen.UTC(), Failing: m.Failing.UTC(),
 		Why: m.Why, Quota: m.Quota, Used: m.Used, Days: m.Days}
 }
 

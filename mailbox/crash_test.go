@@ -385,6 +385,7 @@ func TestEveryCommitAndRenameHasACrashPoint(t *testing.T) {
 	allowed := map[string]int{
 		"engine.go":    2, // the head, and moving older copies of MANIFEST on which nothing depends
 		"retention.go": 1, // the drop
+		"operate.go":   2, // a backup, which is looked through as a whole before it counts
 	}
 	entries, err := os.ReadDir(".")
 	if err != nil {

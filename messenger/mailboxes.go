@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -162,7 +163,7 @@ func (m *Messenger) chooseBoxes(ctx context.Context, boxes Mailboxes) (missing i
 				}
 				dead = dead[1:]
 			}
-			if err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(o.Addr), Raw: o.Addr, Net: o.Net, Service: o.terms.Service, Chosen: true}); err != nil {
+			if _, err := m.addBox(ctx, store.Box{Addr: boxes.FormatAddr(o.Addr), Raw: o.Addr, Net: o.Net, Service: o.terms.Service, Chosen: true}); err != nil {
 				return missing, err
 			}
 			have[o.terms.Service], nets[o.Net] = true, true
@@ -248,21 +249,20 @@ func (m *Messenger) AddMailbox(ctx context.Context, addr, voucher string) (Mailb
 	if live >= identity.MaxBoxes {
 		return Mailbox{}, refuse(CodeTooMany, "Drop one first: sotto mailboxes list", "%d mailboxes are yours already", live)
 	}
-	row := store.Box{Addr: addr, Raw: raw, Service: service, Voucher: []byte(voucher)}
-	err = m.addBox(ctx, row)
+	row, err := m.addBox(ctx, store.Box{Addr: addr, Raw: raw, Service: service, Voucher: []byte(voucher)})
 	return m.viewBox(row), err
 }
 
 // addBox draws a key for a box and keeps it; its tender registers it.
-func (m *Messenger) addBox(ctx context.Context, row store.Box) error {
+func (m *Messenger) addBox(ctx context.Context, row store.Box) (store.Box, error) {
 	seed := make([]byte, ed25519.SeedSize)
 	if _, err := io.ReadFull(m.rand, seed); err != nil {
-		return fmt.Errorf("draw a box key: %w", err)
+		return row, fmt.Errorf("draw a box key: %w", err)
 	}
 	row.Key, row.State, row.Created = seed, BoxNew, m.clock.Now()
 	row.ID = wire.NewBoxID(row.Service, boxPublic(row))
-	return m.update(ctx, func(tx *store.Tx) error {
-		tx.AfterCommit(func() { m.boxes.poke() })
+	return row, m.update(ctx, func(tx *store.Tx) error {
+		tx.AfterCommit(m.boxes.poke)
 		return tx.PutBox(row)
 	})
 }
@@ -347,10 +347,15 @@ func (m *Messenger) Mailboxes(ctx context.Context) ([]Mailbox, error) {
 }
 
 func (m *Messenger) viewBox(row store.Box) Mailbox {
-	return Mailbox{
+	out := Mailbox{
 		ID: boxShort(row.ID, 8), Addr: row.Addr, State: row.State, Ready: row.Ready, Chosen: row.Chosen, Since: row.Created, Seen: row.Seen, Failing: row.Failing, Why: row.Why,
 		Quota: row.Quota, Used: row.Used, Days: row.Days,
 	}
+	if len(row.Key) == ed25519.SeedSize {
+		public := boxPublic(row)
+		out.Key = fmt.Sprintf("%x", sha256.Sum256(public[:]))
+	}
+	return out
 }
 
 // tend registers a box, brings its tokens and records up to date whenever they changed, and gives it up when its time is over.

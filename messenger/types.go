@@ -114,6 +114,7 @@ type Conversation struct {
 // Mailbox is a box of ours at a volunteer's mailbox.
 type Mailbox struct {
 	ID      string // the first digits of the box's id
+	Key     string // SHA-256 of the box's key in hex: what an operator with a list of allowed keys puts there
 	Addr    string
 	State   string
 	Ready   bool // contacts are told of it
