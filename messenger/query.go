@@ -3,6 +3,7 @@ package messenger
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -280,7 +281,11 @@ func traceOf(row store.Message, between []store.Step) []Step {
 		steps = append(steps, next)
 	}
 	if !row.Changed.IsZero() {
-		steps = append(steps, Step{At: row.Changed, What: row.State, Detail: plainWhy(row)})
+		last := Step{At: row.Changed, What: row.State, Detail: plainWhy(row)}
+		if row.State == StateHeld {
+			last.Detail = fmt.Sprintf("by %d of %d mailboxes until %s", row.Custody.By, row.Custody.Of, row.Custody.Until.UTC().Format("2 Jan 2006"))
+		}
+		steps = append(steps, last)
 	}
 	return steps
 }

@@ -14,9 +14,6 @@ type TokenGrant struct {
 	Count uint32
 }
 
-// TokenGrantSize is the length of a marshalled grant.
-const TokenGrantSize = 41
-
 const grantVersion = 1
 
 // MaxGranted bounds what a grant may count to: more than any box has tokens for.

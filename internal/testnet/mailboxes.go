@@ -42,12 +42,11 @@ type mailbox struct {
 type Shown struct{ Upload, Place int }
 
 type box struct {
-	pool   map[[16]byte]bool
-	spent  map[[16]byte][32]byte // hash of the envelope a token paid for
-	mail   []wire.Mail
-	next   uint64
-	news   chan struct{} // closed and replaced when mail comes
-	served int           // envelopes handed out
+	pool  map[[16]byte]bool
+	spent map[[16]byte][32]byte // hash of the envelope a token paid for
+	mail  []wire.Mail
+	next  uint64
+	news  chan struct{} // closed and replaced when mail comes
 }
 
 // NewMailboxes makes mailboxes with these names, all of which everybody knows.
@@ -93,6 +92,20 @@ func (n *Mailboxes) Waiting(name byte) (count int) {
 	defer n.mu.Unlock()
 	for _, b := range n.boxes[name].boxes {
 		count += len(b.mail)
+	}
+	return count
+}
+
+// WaitingIn is how many envelopes wait in the box whose id begins with the digits, whichever mailbox has it.
+func (n *Mailboxes) WaitingIn(digits string) (count int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, at := range n.boxes {
+		for id, b := range at.boxes {
+			if strings.HasPrefix(hex.EncodeToString(id[:]), digits) {
+				count += len(b.mail)
+			}
+		}
 	}
 	return count
 }
@@ -302,7 +315,6 @@ func (s *boxStream) page(after uint64, most int) (page wire.Page, news chan stru
 	for _, one := range b.mail {
 		if one.ID > after && len(page.Mail) < max(most, 16) {
 			page.Mail = append(page.Mail, one)
-			b.served++
 		}
 	}
 	return page, b.news, nil
